@@ -1,0 +1,36 @@
+//go:build deps
+
+package deps
+
+import (
+	_ "github.com/alexedwards/argon2id"
+	_ "github.com/alicebob/miniredis/v2"
+	_ "github.com/casbin/casbin/v2"
+	_ "github.com/casbin/govaluate"
+	_ "github.com/chromedp/chromedp"
+	_ "github.com/fsnotify/fsnotify"
+	_ "github.com/go-jose/go-jose/v4/jwt"
+	_ "github.com/go-json-experiment/json/jsontext"
+	_ "github.com/gofrs/flock"
+	_ "github.com/gowebpki/jcs"
+	_ "github.com/hashicorp/vault/api"
+	_ "github.com/hashicorp/vault/api/auth/approle"
+	_ "github.com/mark3labs/mcp-go/client"
+	_ "github.com/mark3labs/mcp-go/server"
+	_ "github.com/modelcontextprotocol/go-sdk/mcp"
+	_ "github.com/oklog/ulid/v2"
+	_ "github.com/prometheus/client_golang/prometheus/promhttp"
+	_ "github.com/redis/go-redis/v9"
+	_ "github.com/rogpeppe/go-internal/testscript"
+	_ "github.com/santhosh-tekuri/jsonschema/v6"
+	_ "github.com/spf13/cobra"
+	_ "go.yaml.in/yaml/v4"
+	_ "golang.org/x/crypto/argon2"
+	_ "golang.org/x/mod/sumdb/note"
+	_ "golang.org/x/mod/sumdb/tlog"
+	_ "golang.org/x/sync/errgroup"
+	_ "golang.org/x/term"
+	_ "golang.org/x/text/unicode/norm"
+	_ "golang.org/x/time/rate"
+	_ "pgregory.net/rapid"
+)

@@ -1,0 +1,65 @@
+package audit
+
+// Type is what kind of thing happened.
+type Type string
+
+// The catalogue. Every type has a row in catalogue, which gives its code,
+// phase, severity and class; a test fails where one lacks it or its line in
+// docs/audit-format.md.
+const (
+	TaskStarted      Type = "task.started"
+	TaskStartRefused Type = "task.start_refused"
+	TaskEnded        Type = "task.ended"
+	TaskExpired      Type = "task.expired"
+
+	CallAllowed   Type = "tool.call.allowed"   // decision: may run; durable before dispatch
+	CallHeld      Type = "tool.call.held"      // decision: waits for a human
+	CallDenied    Type = "tool.call.denied"    // decision or refusal before dispatch
+	CallCompleted Type = "tool.call.completed" // outcome: the server answered
+	CallFailed    Type = "tool.call.failed"    // outcome: the server failed or answered rubbish
+	CallCancelled Type = "tool.call.cancelled" // outcome: the agent went away or the task ended
+	CallInDoubt   Type = "tool.call.in_doubt"  // dispatched, outcome unknown
+	ListFiltered  Type = "tool.list.filtered"
+
+	ToolsSeen    Type = "tool.definition.seen"
+	ToolsChanged Type = "tool.definition.changed"
+	ServerDown   Type = "server.down"
+	ServerUp     Type = "server.up"
+
+	ApprovalRequested      Type = "approval.requested"
+	ApprovalViewed         Type = "approval.viewed"
+	ApprovalVote           Type = "approval.vote"
+	ApprovalVoteRefused    Type = "approval.vote_refused"
+	ApprovalGranted        Type = "approval.granted"
+	ApprovalDenied         Type = "approval.denied"
+	ApprovalExpired        Type = "approval.expired"
+	ApprovalCancelled      Type = "approval.cancelled"
+	ApprovalVoided         Type = "approval.voided" // a grant no longer enough when claimed
+	ApprovalConsumed       Type = "approval.consumed"
+	ApprovalConsumeRefused Type = "approval.consume_refused"
+
+	SecretRequested    Type = "secret.requested"
+	SecretIssued       Type = "secret.issued"
+	SecretRefused      Type = "secret.refused"
+	SecretRevoked      Type = "secret.revoked"
+	SecretExpired      Type = "secret.expired"
+	SecretDisclosed    Type = "secret.disclosed" // the end of a static secret's use: nothing to revoke
+	SecretRevokeFailed Type = "secret.revoke_failed"
+	ResponseRedacted   Type = "response.redacted"
+
+	PolicyLoaded   Type = "policy.loaded"
+	PolicyRejected Type = "policy.rejected"
+
+	IdentityRejected Type = "identity.rejected" // counted per source and second
+	RateLimited      Type = "ratelimit.hit"
+
+	OperatorLogin       Type = "operator.login"
+	OperatorLoginFailed Type = "operator.login_failed"
+	OperatorLogout      Type = "operator.logout"
+	OperatorRefused     Type = "operator.refused" // an operator lacked the right
+
+	AuditStarted   Type = "audit.started"
+	AuditStopped   Type = "audit.stopped"
+	AuditRecovered Type = "audit.recovered" // a torn last line was cut off
+	AuditQueried   Type = "audit.queried"
+)
