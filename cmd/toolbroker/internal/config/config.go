@@ -1,0 +1,268 @@
+// Package config reads toolbroker's one YAML file: every setting is a field
+// below, an unknown key or a bad value is refused with its line, what is wrong
+// and what may have been meant.
+//
+// It opens nothing and starts nothing; secrets are only ever named by the file
+// that holds them.
+package config
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"go.yaml.in/yaml/v4"
+)
+
+// Config is the file. Paths in it are relative to the file's own directory and
+// absolute once loaded.
+type Config struct {
+	DataDir    Path       `yaml:"data_dir"`   // keys, local journals; created 0700
+	Replica    string     `yaml:"replica"`    // this process's name among the replicas; default: the host's
+	Log        Log        `yaml:"log"`        // what goes to standard error
+	Agent      Listener   `yaml:"agent"`      // the agents' door: /mcp and /v1/tasks
+	Console    Listener   `yaml:"console"`    // the operators' page and the admin API
+	Management Management `yaml:"management"` // /healthz, /readyz, /metrics
+	Redis      Redis      `yaml:"redis"`      // state shared by the replicas
+	Audit      Audit      `yaml:"audit"`      // the log
+	Policy     Policy     `yaml:"policy"`     // what may be done
+	Tenants    []string   `yaml:"tenants"`    // the worlds kept apart
+	Identity   Identity   `yaml:"identity"`   // who may ask
+	Operators  []Operator `yaml:"operators"`  // who answers
+	TaskKinds  []TaskKind `yaml:"task_kinds"` // what may be worked on
+	Approvals  Approvals  `yaml:"approvals"`  // how long a human may take
+	Limits     Limits     `yaml:"limits"`     // how much one caller may do
+	Vault      Vault      `yaml:"vault"`      // where credentials come from
+	Servers    []Server   `yaml:"servers"`    // the tools' servers
+
+	File string `yaml:"-"` // where it was read
+	Hash string `yaml:"-"` // "sha256:<hex>" of the file's bytes, for the record
+}
+
+// Log is about the process's own log, not the audit log.
+type Log struct {
+	Level string `yaml:"level"` // debug, info, warn or error
+}
+
+// TLS is a listener's certificate.
+type TLS struct {
+	Cert Path `yaml:"cert"` // PEM, the chain
+	Key  Path `yaml:"key"`  // PEM, 0600
+}
+
+// Listener is one address that serves HTTP.
+type Listener struct {
+	Listen    string   `yaml:"listen"`     // HOST:PORT
+	PublicURL string   `yaml:"public_url"` // what callers type; default: made from listen
+	TLS       TLS      `yaml:"tls"`
+	TLSProxy  string   `yaml:"tls_proxy"` // who terminates TLS in front, if not we
+	Hosts     []string `yaml:"hosts"`     // Host headers answered, beside the listener's own
+	Origins   []string `yaml:"origins"`   // Origin headers answered, beside the listener's own
+	MaxBody   Size     `yaml:"max_body"`  // of one request
+}
+
+// Management is the listener for probes and metrics.
+type Management struct {
+	Listen   string `yaml:"listen"`
+	TLS      TLS    `yaml:"tls"`
+	TLSProxy string `yaml:"tls_proxy"`
+}
+
+// Redis is the word "embedded", or how to reach a server.
+type Redis struct {
+	Embedded     bool   `yaml:"-"`             // the config says `redis: embedded`
+	URL          string `yaml:"url"`           // redis:// or rediss://, without a password
+	Username     string `yaml:"username"`      // of Redis' ACL
+	PasswordFile Path   `yaml:"password_file"` // 0600
+	CA           Path   `yaml:"ca"`            // PEM; default: the system's
+}
+
+// Audit is the append-only log.
+type Audit struct {
+	Dir             Path          `yaml:"dir"`              // default: audit under data_dir
+	Origin          string        `yaml:"origin"`           // the log's name in its checkpoints; default: toolbroker/<replica>
+	CheckpointEvery time.Duration `yaml:"checkpoint_every"` // how often the tree's head is signed
+	SyncOutcomes    bool          `yaml:"sync_outcomes"`    // also wait for the disk before a reply leaves
+}
+
+// Policy is the Casbin policy file.
+type Policy struct {
+	File  Path `yaml:"file"`
+	Model Path `yaml:"model"` // the model.conf it was written for; only the built-in one is accepted
+	Watch bool `yaml:"watch"` // reload when the file changes; SIGHUP always does
+}
+
+// Identity is who may ask.
+type Identity struct {
+	APIKeys []APIKey `yaml:"api_keys"`
+}
+
+// APIKey is a workload's credential of its own, known by its hash.
+type APIKey struct {
+	ID         string    `yaml:"id"`           // its public name, in records
+	Hash       string    `yaml:"hash"`         // as `toolbroker key new` prints it
+	Tenant     string    `yaml:"tenant"`       // whose world
+	Principal  string    `yaml:"principal"`    // the workload it proves
+	OnBehalfOf string    `yaml:"on_behalf_of"` // the human it acts for, if one
+	Owner      string    `yaml:"owner"`        // the operator accountable for it
+	Expires    time.Time `yaml:"expires"`      // required; nothing lives for ever
+}
+
+// Operator is a human who answers, starts, ends or reads.
+type Operator struct {
+	Name         string   `yaml:"name"`
+	PasswordHash string   `yaml:"password_hash"` // as `toolbroker operator hash-password` prints it
+	Groups       []string `yaml:"groups"`        // what `group:` in the policy's verdicts names
+	Roles        []string `yaml:"roles"`         // viewer, approver, admin, auditor
+	Tenants      []string `yaml:"tenants"`       // whose worlds they see; "*" for all
+	Identities   []string `yaml:"identities"`    // other names of the same human
+}
+
+// TaskKind is the most that a task of it can be.
+type TaskKind struct {
+	Name    string        `yaml:"name"`
+	Purpose string        `yaml:"purpose"` // shown to operators
+	TTL     time.Duration `yaml:"ttl"`     // how long one runs, at most
+	Tenants []string      `yaml:"tenants"` // who may have one; empty for all
+	Scope   []ScopeRow    `yaml:"scope"`   // its widest reach
+}
+
+// ScopeRow is one row of a scope, in the policy's words.
+type ScopeRow struct {
+	Tool    string `yaml:"tool"`
+	Action  string `yaml:"action"`
+	When    string `yaml:"when"`
+	Verdict string `yaml:"verdict"`
+}
+
+// Approvals is how long a human may take.
+type Approvals struct {
+	Hold      time.Duration `yaml:"hold"`       // how long a call waits for an answer before it says "pending"
+	Expire    time.Duration `yaml:"expire"`     // how long a request waits for an answer
+	UseWindow time.Duration `yaml:"use_window"` // how long a granted one may be used
+	Link      string        `yaml:"link"`       // what agents are told to show; default: the console's public_url
+}
+
+// Limits is how much one caller may do on this replica.
+type Limits struct {
+	CallsPerSecond   int `yaml:"calls_per_second"`   // per principal
+	HeldPerPrincipal int `yaml:"held_per_principal"` // calls waiting for a human
+	HeldPerTenant    int `yaml:"held_per_tenant"`
+}
+
+// Vault is where credentials come from.
+type Vault struct {
+	Address   string   `yaml:"address"`
+	CA        Path     `yaml:"ca"`        // PEM; default: the system's
+	Namespace string   `yaml:"namespace"` // Vault Enterprise only
+	TokenFile Path     `yaml:"token_file"`
+	AppRole   AppRole  `yaml:"approle"`
+	TokenRole string   `yaml:"token_role"` // the token role that tasks' child tokens are made from
+	Policies  []string `yaml:"policies"`   // of a child token, where token_role leaves them open
+}
+
+// AppRole is how the gateway logs in to Vault, if not with a token.
+type AppRole struct {
+	RoleID       string `yaml:"role_id"`
+	SecretIDFile Path   `yaml:"secret_id_file"`
+	Mount        string `yaml:"mount"`
+}
+
+// Server is one downstream MCP server, reached by URL or run as a child.
+type Server struct {
+	Name           string            `yaml:"name"`
+	Tenants        []string          `yaml:"tenants"` // whose it is; empty for all
+	URL            string            `yaml:"url"`
+	Command        string            `yaml:"command"` // an executable; there is no shell
+	Args           []string          `yaml:"args"`
+	Env            map[string]string `yaml:"env"` // nothing secret; a credential's env is for that
+	Dir            Path              `yaml:"dir"`
+	Protocol       string            `yaml:"protocol"`        // auto, legacy or modern
+	Timeout        time.Duration     `yaml:"timeout"`         // of one call
+	MaxResponse    Size              `yaml:"max_response"`    // of one answer
+	Prefix         string            `yaml:"prefix"`          // before its tools' names, as agents see them; "none" for none
+	Meta           []string          `yaml:"meta"`            // keys of an agent's _meta that go to it
+	TargetArgument string            `yaml:"target_argument"` // the argument that names what is touched, for the record
+	Credential     Credential        `yaml:"credential"`
+}
+
+// Credential is what a server is given, and for how long.
+type Credential struct {
+	Engine  string            `yaml:"engine"`  // kv or leased
+	Mount   string            `yaml:"mount"`   // where the engine is mounted
+	Path    string            `yaml:"path"`    // what to read there
+	Class   string            `yaml:"class"`   // revocable or ttl-bound; default by engine
+	Mode    string            `yaml:"mode"`    // one per call, or one per task
+	Headers map[string]string `yaml:"headers"` // name: template, such as "Bearer {{.token}}"
+	Env     map[string]string `yaml:"env"`     // name: template, for a child
+	TTL     time.Duration     `yaml:"ttl"`     // how long one lives, at most
+}
+
+// IsZero reports whether the server needs no credential.
+func (c Credential) IsZero() bool { return c.Engine == "" }
+
+// Default is what a setting is when the file leaves it out.
+func Default() *Config {
+	return &Config{
+		Log:        Log{Level: "info"},
+		Agent:      Listener{Listen: "127.0.0.1:8080", MaxBody: 4 << 20},
+		Console:    Listener{Listen: "127.0.0.1:8081", MaxBody: 1 << 20},
+		Management: Management{Listen: "127.0.0.1:8082"},
+		Audit:      Audit{CheckpointEvery: 10 * time.Second},
+		Policy:     Policy{Watch: true},
+		Approvals:  Approvals{Hold: 25 * time.Second, Expire: time.Hour, UseWindow: 10 * time.Minute},
+		Limits:     Limits{CallsPerSecond: 50, HeldPerPrincipal: 16, HeldPerTenant: 256},
+		Vault:      Vault{AppRole: AppRole{Mount: "approle"}},
+	}
+}
+
+// defaults of an element of a list.
+func (s *Server) defaults() {
+	s.Protocol, s.Timeout, s.MaxResponse = "auto", 60*time.Second, 4<<20
+	s.Credential.Mode = "task"
+}
+
+func (k *TaskKind) defaults() { k.TTL = time.Hour }
+
+// Load reads, decodes and checks a file. Where there are problems the config is
+// nil and each problem stands at its line, in the file's order.
+func Load(path string) (*Config, []Problem) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, []Problem{{File: path, What: fmt.Sprintf("cannot be read: %v", unpath(err))}}
+	}
+	return Parse(path, text)
+}
+
+// Parse is [Load] for bytes already read.
+func Parse(path string, text []byte) (*Config, []Problem) {
+	abs, err := filepath.Abs(path)
+	if err != nil {
+		return nil, []Problem{{File: path, What: err.Error()}}
+	}
+	var doc yaml.Node
+	if err := yaml.Load(text, &doc); err != nil {
+		return nil, []Problem{syntax(path, err)}
+	}
+	c := Default()
+	d := &decoder{file: path, dir: filepath.Dir(abs), lines: map[string]int{}}
+	d.document(&doc, c)
+	if len(d.problems) > 0 { // a check of half a config would blame the wrong line
+		return nil, d.sorted()
+	}
+	c.File, c.Hash = abs, hash(text)
+	c.fill()
+	c.check(d)
+	if len(d.problems) > 0 {
+		return nil, d.sorted()
+	}
+	return c, nil
+}
+
+func hash(b []byte) string {
+	sum := sha256.Sum256(b)
+	return "sha256:" + hex.EncodeToString(sum[:])
+}
