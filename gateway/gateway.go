@@ -11,6 +11,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"slices"
 	"time"
 
 	"toolbroker/authz"
@@ -191,6 +192,7 @@ type ApprovalRequest struct {
 	Rules       []authz.Rule        `json:"rules"`
 	Class       string              `json:"class,omitempty"` // of the credential it will use
 	Revision    string              `json:"revision"`        // of the policy that asked
+	FourEyes    bool                `json:"four_eyes"`       // every human behind it is known here, so that a voter is known to be another
 	Created     time.Time           `json:"created"`
 	Expires     time.Time           `json:"expires"` // of the request; a grant's own window may end earlier
 
@@ -225,8 +227,9 @@ type Lease struct {
 	Server    string
 	PerCall   bool
 	Fresh     bool              // issued for this call, so its issue is not on record yet
-	Headers   map[string]Secret // for an HTTP server
-	Env       map[string]Secret // for a stdio child
+	Headers   map[string]Secret // for an HTTP server, as sent
+	Env       map[string]Secret // for a stdio child, as set
+	Values    []Secret          // the secret parts of Headers and Env; what is blanked out of what goes back
 	Issued    time.Time
 	Expires   time.Time // zero when it does not
 	LeaseHash string    // "sha256:<hex>" of Vault's lease id, or empty
@@ -236,7 +239,7 @@ type Lease struct {
 
 // Secrets lists the values to keep out of what goes back.
 func (l Lease) Secrets() []Secret {
-	var all []Secret
+	all := slices.Clone(l.Values)
 	for _, s := range l.Headers {
 		all = append(all, s)
 	}
@@ -380,6 +383,7 @@ var (
 	ErrNotFound     = errors.New("not found")
 	ErrNoCredential = errors.New("no credential")
 	ErrNotSent      = errors.New("not sent")
+	ErrBadAnswer    = errors.New("unusable answer") // a server answered, but not with what can be passed on
 	ErrLogin        = errors.New("name or password is wrong")
 	ErrTooMany      = errors.New("too many tries")
 )

@@ -1,6 +1,12 @@
 package gateway
 
 import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"strconv"
 	"time"
 
 	"toolbroker/authz"
@@ -31,6 +37,7 @@ type Fact struct {
 	Outcome   *Outcome
 	Policy    *audit.PolicyRef
 	Count     int64
+	Unbound   string // why there is no task
 	Detail    string // ours, in words; never an argument, a result or a secret
 }
 
@@ -43,6 +50,7 @@ type CallRef struct {
 type ArgsRef struct {
 	Bytes          int
 	Canonical, Raw string // "sha256:<hex>"
+	Target         string // the object touched, where the server's config names the argument that says it
 }
 
 // A LeaseEnd is how a lease ended.
@@ -58,4 +66,377 @@ type Outcome struct {
 	Bytes    int
 	Digest   string
 	Redacted int
+}
+
+// A Log is what a Recorder writes to; [*audit.Log] is one.
+type Log interface {
+	Append(ctx context.Context, events ...audit.Event) error
+	Write(ctx context.Context, events ...audit.Event) error
+	Fault() error
+}
+
+type recorder struct{ log Log }
+
+// NewRecorder returns the Recorder that writes to log.
+func NewRecorder(log Log) Recorder { return recorder{log} }
+
+func (r recorder) Record(ctx context.Context, f ...Fact) error {
+	return r.log.Write(ctx, events(f)...)
+}
+
+func (r recorder) Durable(ctx context.Context, f ...Fact) error {
+	return r.log.Append(ctx, events(f)...)
+}
+
+func (r recorder) Fault() error { return r.log.Fault() }
+
+// fact is what the record says of a call, whatever happened to it.
+func (c *life) fact(t audit.Type) Fact {
+	f := Fact{
+		Type: t, Tenant: c.Principal.Tenant,
+		Call: &CallRef{
+			ID: c.ID, JSONRPCID: c.JSONRPCID, Method: "tools/call", Protocol: c.Protocol,
+			Session: sessionRef(c.Credential.Session), Source: c.Credential.Source,
+		},
+		Unbound: "no running task",
+	}
+	if c.Principal.ID != "" {
+		f.Principal = &c.Principal
+	}
+	if c.Task.ID != "" {
+		f.Task = &c.Task
+	}
+	if c.Tool.Name != "" {
+		f.Tool = &c.Tool
+	}
+	if c.Args.raw != nil {
+		f.Args = &ArgsRef{Bytes: len(c.Args.raw), Canonical: c.Args.canonDigest, Raw: c.Args.rawDigest, Target: c.Args.target}
+	}
+	if c.Decision.Reason != "" {
+		f.Decision = &c.Decision
+	}
+	if c.Request != nil {
+		f.Approval = c.Request
+	}
+	if c.Lease.ID != "" {
+		f.Lease = &c.Lease
+	}
+	return f
+}
+
+// sessionRef names a session without being it.
+func sessionRef(id string) string {
+	if id == "" {
+		return ""
+	}
+	sum := sha256.Sum256([]byte(id))
+	return hex.EncodeToString(sum[:8])
+}
+
+// recordDecision makes the decision durable before anything comes of it.
+func (g *Gateway) recordDecision(ctx context.Context, c *life) error {
+	t := audit.CallAllowed
+	if c.Decision.Verdict == authz.Approve {
+		t = audit.CallHeld
+	}
+	if err := g.Recorder.Durable(ctx, c.fact(t)); err != nil {
+		return refuse(Internal, fmt.Errorf("record decision: %w", err))
+	}
+	return nil
+}
+
+// recordUse uses the grant up and makes that, the decision it completes and the
+// credential's issue durable, together. From here on the grant cannot come back:
+// a crash or a failed record costs the operators a second look, never a second
+// run.
+func (g *Gateway) recordUse(ctx context.Context, c *life) error {
+	var facts []Fact
+	if c.Grant != nil {
+		if err := g.Approvals.Consume(ctx, *c.Grant); err != nil {
+			f := c.fact(audit.ApprovalConsumeRefused)
+			f.Detail = "the grant could not be used up"
+			_ = g.Recorder.Record(context.WithoutCancel(ctx), f)
+			return refuse(Internal, fmt.Errorf("consume grant: %w", err))
+		}
+		c.Grant = nil
+		c.Request.State = ApprovalConsumed
+		c.Request.Seq++
+		facts = append(facts, c.fact(audit.ApprovalConsumed), c.fact(audit.CallAllowed))
+	}
+	if c.Lease.Fresh {
+		facts = append(facts, c.fact(audit.SecretIssued))
+	}
+	if len(facts) == 0 {
+		return nil
+	}
+	// The grant is gone: its record must not depend on the agent's patience.
+	wait, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+	defer cancel()
+	if err := g.Recorder.Durable(wait, facts...); err != nil {
+		return refuse(Internal, fmt.Errorf("record use: %w", err))
+	}
+	c.Lease.Fresh = false
+	return nil
+}
+
+// recordOutcome is written before the agent reads the answer. An outcome that
+// cannot be recorded withholds the answer.
+func (g *Gateway) recordOutcome(ctx context.Context, c *life, r Result, blanked int) error {
+	f, body := c.fact(audit.CallCompleted), r.Raw
+	f.Outcome = &Outcome{Status: "ok", Redacted: blanked, Latency: g.now().Sub(c.Sent)}
+	switch {
+	case r.Error != nil:
+		f.Type, f.Outcome.Status, body = audit.CallFailed, "downstream_error", r.Error
+	case r.Failed():
+		f.Outcome.Status = "tool_error"
+	}
+	f.Outcome.Bytes, f.Outcome.Digest = len(body), sha(body)
+	facts := []Fact{f}
+	if blanked > 0 {
+		facts = append(facts, c.fact(audit.ResponseRedacted))
+		facts[1].Count = int64(blanked)
+	}
+	record := g.Recorder.Record
+	if g.SyncOutcomes {
+		record = g.Recorder.Durable
+	}
+	if err := record(context.WithoutCancel(ctx), facts...); err != nil {
+		refused := refuse(Internal, fmt.Errorf("record outcome: %w", err)).
+			say("the call ran, but its outcome could not be recorded and is withheld; do not repeat it; give the call id to whoever runs the gateway")
+		refused.InDoubt, refused.recorded = true, true
+		return refused
+	}
+	return nil
+}
+
+// recordFailure says what is known of a call that brought no answer back.
+func (g *Gateway) recordFailure(ctx context.Context, c *life, err error) error {
+	f := c.fact(audit.CallFailed)
+	f.Code = Downstream
+	f.Outcome = &Outcome{Latency: g.now().Sub(c.Sent)}
+	r := refuse(Downstream, err)
+	r.recorded, r.InDoubt = true, true
+	switch {
+	case errors.Is(err, ErrNotSent):
+		r.InDoubt = false
+		f.Outcome.Status, f.Detail = "downstream_error", "nothing reached the server"
+		r.say("the tool's server cannot be reached; nothing was done; try again later")
+	case errors.Is(context.Cause(ctx), errTaskEnded):
+		f.Type, f.Code, f.Outcome.Status = audit.CallCancelled, NoTask, "cancelled"
+		f.Detail = "the task ended while the call was running; it may have run"
+		r.Code = NoTask
+		r.say("the task ended while the call was running; it may have run")
+	case ctx.Err() != nil:
+		f.Type, f.Code, f.Outcome.Status = audit.CallCancelled, Cancelled, "cancelled"
+		f.Detail = "the agent went away while the call was running; it may have run"
+		r.Code = Cancelled
+	case errors.Is(err, context.DeadlineExceeded):
+		f.Outcome.Status, f.Detail = "timeout", "no answer in time; it may have run"
+		r.say("the tool's server did not answer in time; the call may have run; check before you repeat it")
+	case errors.Is(err, ErrBadAnswer), errors.Is(err, errUnblankable):
+		f.Outcome.Status, f.Detail = "downstream_error", "the answer could not be used; it may have run"
+		r.say("the tool's server gave an answer that could not be used; the call may have run; check before you repeat it")
+	default:
+		f.Type, f.Outcome.Status = audit.CallInDoubt, "in_doubt"
+		f.Detail = "the connection broke after the call was sent; it may have run"
+		r.say("the connection to the tool's server broke; the call may have run; check before you repeat it")
+	}
+	if rerr := g.Recorder.Record(context.WithoutCancel(ctx), f); rerr != nil {
+		g.Logger.Error("failed call not recorded", "call", c.ID, "err", rerr)
+	}
+	return r
+}
+
+func listFact(p Principal, t Task, ref CallRef, shown, all int) Fact {
+	ref.Method = "tools/list"
+	ref.Session = sessionRef(ref.Session)
+	return Fact{
+		Type: audit.ListFiltered, Tenant: p.Tenant, Principal: &p, Task: &t, Call: &ref, Count: int64(shown),
+		Detail: fmt.Sprintf("%d of %d tools shown", shown, all),
+	}
+}
+
+func countedFact(c count, n int64) Fact {
+	f := Fact{
+		Type: audit.IdentityRejected, Tenant: orUnknown(c.tenant), Count: n, Unbound: "refused before a task was known",
+		Call: &CallRef{Source: c.who}, Detail: c.kind, Code: Unidentified,
+	}
+	if c.kind == overLimit {
+		f.Type, f.Code, f.Call = audit.RateLimited, TooMany, &CallRef{}
+		f.Principal = &Principal{ID: c.who, Tenant: c.tenant}
+	}
+	return f
+}
+
+func events(facts []Fact) []audit.Event {
+	out := make([]audit.Event, len(facts))
+	for i, f := range facts {
+		out[i] = f.event()
+	}
+	return out
+}
+
+// event is the only place where the gateway's nouns become the log's.
+func (f Fact) event() audit.Event {
+	e := audit.Event{
+		Type: f.Type, Tenant: orUnknown(f.Tenant), Key: f.Key, Count: f.Count, Detail: f.Detail, Unbound: f.Unbound, Policy: f.Policy,
+	}
+	if f.Task != nil {
+		e.Task, e.Unbound = taskEvent(*f.Task), ""
+	} else if e.Unbound == "" {
+		e.Unbound = "not about a task"
+	}
+	if p := f.Principal; p != nil {
+		e.Workload = &audit.Workload{
+			Authn: orUnknown(p.Authn), Credential: orUnknown(p.Credential), Delegation: orEmpty(p.Chain), ID: p.ID, Owner: orUnknown(p.Owner),
+			OnBehalfOf: orNone(p.OnBehalfOf),
+		}
+	}
+	if c := f.Call; c != nil {
+		e.Call = &audit.Call{
+			ID: orUnknown(c.ID), JSONRPCID: orUnknown(c.JSONRPCID), Method: orUnknown(c.Method), Protocol: orUnknown(c.Protocol),
+			Session: orNone(c.Session), Source: orUnknown(c.Source), TraceID: orUnknown(c.Trace),
+		}
+	}
+	if t := f.Tool; t != nil {
+		e.Tool = &audit.Tool{Definition: orUnknown(t.Hash), Name: t.Name, Server: t.Server}
+		e.Target = &audit.Target{Addr: orUnknown(t.Addr), Kind: orUnknown(t.Kind), Object: audit.Unknown}
+	}
+	if a := f.Args; a != nil {
+		e.Args = &audit.Args{Bytes: a.Bytes, Digest: a.Canonical, RawDigest: a.Raw}
+		if e.Target != nil {
+			e.Target.Object = orUnknown(a.Target)
+		}
+	}
+	if d := f.Decision; d != nil {
+		e.Decision = &audit.Decision{
+			Effect: d.Verdict.String(), Engine: engine, Need: needs(d.Need), PolicyRev: orUnknown(d.Revision), Reason: d.Reason,
+			ReasonCode: string(f.Code), Rules: make([]string, len(d.Rules)),
+		}
+		for i, r := range d.Rules {
+			e.Decision.Rules[i] = ruleText(r)
+		}
+		if f.Code == "" {
+			e.Decision.ReasonCode = "ok"
+		}
+	} else if f.Code != "" {
+		e.Decision = &audit.Decision{
+			Effect: authz.Deny.String(), Engine: engine, Need: []audit.Need{}, PolicyRev: audit.Unknown, Reason: "refused before policy was asked",
+			ReasonCode: string(f.Code), Rules: []string{},
+		}
+	}
+	if r := f.Approval; r != nil {
+		e.Approval = approvalEvent(*r, f.Vote)
+	}
+	if l := f.Lease; l != nil {
+		e.Secret = secretEvent(*l, f.LeaseEnd)
+		e.Corr = &audit.Corr{VaultRequestID: orUnknown(l.RequestID)}
+	}
+	if o := f.Operator; o != nil {
+		e.Operator = &audit.Operator{Name: o.Name, Groups: orEmpty(o.Groups), Source: orUnknown(o.Source)}
+	}
+	if o := f.Outcome; o != nil {
+		code := string(f.Code)
+		e.Outcome = &audit.Outcome{
+			Code: orNone(code), LatencyUS: o.Latency.Microseconds(), Redacted: o.Redacted, ResultBytes: o.Bytes,
+			ResultDigest: orUnknown(o.Digest), Status: o.Status,
+		}
+	}
+	return e
+}
+
+func fourEyes(known bool) string {
+	if known {
+		return "proven"
+	}
+	return "unproven"
+}
+
+// engine names what decided, for a reader years from now.
+const engine = "casbin/2 model toolbroker/1"
+
+func taskEvent(t Task) *audit.Task {
+	return &audit.Task{
+		Expires: stamp(t.Expires), ID: t.ID, Kind: t.Kind, OnBehalf: orNone(t.OnBehalfOf), Owner: orUnknown(t.Owner), Parent: orNone(t.Parent),
+		Purpose: t.Purpose, ScopeHash: scopeHash(t.Scope), State: orUnknown(string(t.State)),
+	}
+}
+
+func scopeHash(s *authz.Scope) string {
+	if s == nil {
+		return audit.Unknown
+	}
+	h, err := digestOf("toolbroker-scope-v1", s)
+	if err != nil {
+		return audit.Unknown
+	}
+	return h
+}
+
+func approvalEvent(r ApprovalRequest, v *Vote) *audit.Approval {
+	a := &audit.Approval{
+		Digest: r.Digest, Expires: stamp(r.Expires), Fingerprint: r.Fingerprint, FourEyes: fourEyes(r.FourEyes), ID: r.ID, Need: needs(r.Need),
+		Seq: r.Seq, State: string(r.State), Votes: make([]audit.Vote, 0, len(r.Votes)+1),
+	}
+	votes := r.Votes
+	if v != nil {
+		votes, a.Reason = []Vote{*v}, v.Reason
+	}
+	for _, v := range votes {
+		d := "deny"
+		if v.Approve {
+			d = "approve"
+		}
+		a.Votes = append(a.Votes, audit.Vote{At: stamp(v.At), By: v.By, Decision: d, Digest: v.Digest})
+	}
+	return a
+}
+
+func secretEvent(l Lease, end *LeaseEnd) *audit.Secret {
+	s := &audit.Secret{
+		Binding: l.Binding, Class: orUnknown(l.Class), EndKind: "open", Engine: orUnknown(l.Engine), Expires: audit.Unknown, ID: l.ID,
+		LeaseHash: orUnknown(l.LeaseHash), Server: l.Server, Version: orUnknown(l.Version),
+	}
+	if !l.Expires.IsZero() {
+		s.Expires = stamp(l.Expires)
+		s.TTLS = int64(l.Expires.Sub(l.Issued) / time.Second)
+	}
+	if end != nil {
+		s.EndKind, s.Confirmed = end.Kind, end.Confirmed
+	}
+	return s
+}
+
+func needs(need []authz.Requirement) []audit.Need {
+	out := make([]audit.Need, len(need))
+	for i, n := range need {
+		out[i] = audit.Need{Group: orNone(n.Group), N: n.N, Rule: ruleText(n.Rule)}
+	}
+	return out
+}
+
+func ruleText(r authz.Rule) string { return r.File + ":" + strconv.Itoa(r.Line) + ": " + r.Text }
+
+func stamp(t time.Time) string { return t.UTC().Format("2006-01-02T15:04:05.000000Z") }
+
+func orUnknown(s string) string {
+	if s == "" {
+		return audit.Unknown
+	}
+	return s
+}
+
+// orNone is for what can be absent without being unknown.
+func orNone(s string) string {
+	if s == "" {
+		return "none"
+	}
+	return s
+}
+
+func orEmpty(s []string) []string {
+	if s == nil {
+		return []string{}
+	}
+	return s
 }

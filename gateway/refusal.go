@@ -25,8 +25,31 @@ const (
 	Internal         Code = "internal"
 )
 
-// A Refusal is a no with two audiences: the agent reads Code, Say and the call
-// id; Err is ours.
+// Codes lists every code, for those who must have a row for each.
+var Codes = []Code{
+	Unidentified, NoTask, UnknownTool, BadArguments, Denied, PendingApproval, DeniedByOperator,
+	ApprovalExpires, NoCredential, Downstream, TooMany, Cancelled, Internal,
+}
+
+// what an agent reads where nothing more precise is said.
+var words = map[Code]string{
+	Unidentified:     "no valid credential came with the request",
+	NoTask:           "there is no running task for this credential; ask whoever started you to start one",
+	UnknownTool:      "unknown tool; list the tools again",
+	BadArguments:     "the arguments do not fit the tool's schema",
+	Denied:           "this task may not make this call with these arguments; do not repeat it unchanged",
+	PendingApproval:  "this call needs human approval; call again with identical arguments after it was given",
+	DeniedByOperator: "an operator refused this call; do not repeat it",
+	ApprovalExpires:  "nobody answered the approval request in time; call again to ask once more",
+	NoCredential:     "no credential could be had for this tool's server; try again later",
+	Downstream:       "the tool's server did not give a usable answer",
+	TooMany:          "too many calls at once; slow down and try again",
+	Cancelled:        "the call was cancelled",
+	Internal:         "the gateway could not carry out the call; give the call id to whoever runs it",
+}
+
+// A Refusal is a no with two audiences: the agent reads Code, Say and CallID;
+// Err is ours.
 type Refusal struct {
 	Code     Code
 	Say      string // what happened and what to do next, for the agent
@@ -34,6 +57,8 @@ type Refusal struct {
 	Approval *ApprovalRequest // when Code is PendingApproval
 	InDoubt  bool             // something may have reached the server
 	Err      error
+
+	recorded bool
 }
 
 func (r *Refusal) Error() string {
@@ -43,13 +68,46 @@ func (r *Refusal) Error() string {
 	return fmt.Sprintf("refused: %s: %v", r.Code, r.Err)
 }
 
+// Unwrap returns the cause, for us.
 func (r *Refusal) Unwrap() error { return r.Err }
 
-// CodeOf returns the code of a refusal, and Internal for any other error.
-func CodeOf(err error) Code {
-	var r *Refusal
-	if errors.As(err, &r) {
-		return r.Code
-	}
-	return Internal
+// refuse makes a refusal with the code's own words.
+func refuse(code Code, err error) *Refusal {
+	return &Refusal{Code: code, Say: words[code], Err: err}
 }
+
+// say replaces the words by more precise ones. Nothing in them may come from
+// what the policy hides.
+func (r *Refusal) say(text string) *Refusal {
+	r.Say = text
+	return r
+}
+
+// detail is what the record says of the refusal: our own error texts, which
+// hold no argument, result or secret.
+func (r *Refusal) detail() string {
+	if r.Err == nil {
+		return ""
+	}
+	var inner *Refusal
+	if errors.As(r.Err, &inner) && inner.Err != nil {
+		return inner.Err.Error()
+	}
+	return r.Err.Error()
+}
+
+// asRefusal returns err as a refusal; what is not one yet is internal.
+func asRefusal(err error) *Refusal {
+	if r, ok := errors.AsType[*Refusal](err); ok {
+		return r
+	}
+	return refuse(Internal, err)
+}
+
+// CodeOf returns the code of a refusal, and Internal for any other error.
+func CodeOf(err error) Code { return asRefusal(err).Code }
+
+// A Forbidden is a no to an operator, in a sentence.
+type Forbidden struct{ Why string }
+
+func (f *Forbidden) Error() string { return f.Why }

@@ -6,11 +6,13 @@ const Unknown = "unknown"
 
 // An Event is one line of the log. Fields stand in the order of their JSON
 // names, so that encoding/json's output is already canonical (RFC 8785); a
-// test holds it to that. A caller fills what it knows; [Log] fills ID, Code,
-// Severity, FirstClass, Time, Gateway and Integrity.
+// test holds it to that. A caller fills what it knows; [Log] fills Code,
+// FirstClass, Gateway, ID, Integrity, MonoNS, Phase, Severity, Time and V,
+// whatever the caller put there.
 type Event struct {
 	Approval   *Approval  `json:"approval,omitempty"`
 	Args       *Args      `json:"args,omitempty"`
+	At         string     `json:"at,omitempty"` // when it happened, where that is not when it was written
 	Call       *Call      `json:"call,omitempty"`
 	Code       string     `json:"code"` // stable; its last letter is I, W, E or A (alert)
 	Corr       *Corr      `json:"corr,omitempty"`
@@ -21,7 +23,8 @@ type Event struct {
 	Gateway    Gateway    `json:"gw"`
 	ID         string     `json:"id"` // ULID
 	Integrity  Integrity  `json:"integrity"`
-	MonoNS     int64      `json:"mono_ns"` // since this process opened the log
+	Key        string     `json:"key,omitempty"` // events with the same key are one; see [Log.Append]
+	MonoNS     int64      `json:"mono_ns"`       // since this process opened the log; in whole microseconds, so that any JSON reader keeps it exact
 	Operator   *Operator  `json:"operator,omitempty"`
 	Outcome    *Outcome   `json:"outcome,omitempty"`
 	Phase      string     `json:"phase"` // intent, decision, outcome or state
@@ -121,8 +124,8 @@ type Integrity struct {
 
 // Operator is the human who acted on the gateway.
 type Operator struct {
-	Name   string   `json:"name"`
 	Groups []string `json:"groups"`
+	Name   string   `json:"name"`
 	Source string   `json:"source"`
 }
 
@@ -193,5 +196,6 @@ type Workload struct {
 	Credential string   `json:"credential"`
 	Delegation []string `json:"delegation"`
 	ID         string   `json:"id"`
+	OnBehalfOf string   `json:"on_behalf_of"` // the human it acts for, or none
 	Owner      string   `json:"owner"`
 }

@@ -1,0 +1,193 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"toolbroker/authz"
+	"toolbroker/gateway/audit"
+)
+
+// approve returns a grant reserved for this call, or the refusal that says
+// where its request stands. The grant counts only after task, policy and tool
+// were asked again.
+func (g *Gateway) approve(ctx context.Context, c *life) (*Grant, error) {
+	release, err := g.hold(c.Principal)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+
+	r, err := g.requestApproval(ctx, c)
+	if err != nil {
+		return nil, err
+	}
+	if r.State == ApprovalPending {
+		if r, err = g.waitForHumans(ctx, c, r); err != nil {
+			return nil, err
+		}
+	}
+	switch r.State {
+	case ApprovalGranted:
+	case ApprovalDenied:
+		return nil, refuse(DeniedByOperator, nil)
+	case ApprovalExpired:
+		return nil, refuse(ApprovalExpires, nil)
+	case ApprovalCancelled:
+		return nil, refuse(NoTask, errTaskEnded)
+	default: // pending, or an identical call is using the grant right now
+		return nil, pending(r)
+	}
+
+	grant, err := g.Approvals.Claim(ctx, r.Tenant, r.ID, c.ID)
+	if errors.Is(err, ErrNotNow) || errors.Is(err, ErrNotFound) {
+		return nil, pending(r) // an identical call was quicker, or the grant ran out
+	} else if err != nil {
+		return nil, refuse(Internal, fmt.Errorf("claim: %w", err))
+	}
+	c.Request = &grant.Request
+	if err := g.decideAgain(ctx, c, grant); err != nil {
+		g.unclaim(ctx, c, grant, err)
+		return nil, err
+	}
+	return &grant, nil
+}
+
+// requestApproval asks operators, or finds that it has been asked already.
+func (g *Gateway) requestApproval(ctx context.Context, c *life) (ApprovalRequest, error) {
+	want, err := g.newRequest(c)
+	if err != nil {
+		return ApprovalRequest{}, refuse(Internal, err)
+	}
+	r, fresh, err := g.Approvals.Request(ctx, want)
+	if err != nil {
+		return ApprovalRequest{}, refuse(Internal, fmt.Errorf("request approval: %w", err))
+	}
+	c.Request = &r
+	if fresh {
+		f := c.fact(audit.ApprovalRequested)
+		if err := g.Recorder.Durable(ctx, f); err != nil {
+			return ApprovalRequest{}, refuse(Internal, fmt.Errorf("record: %w", err))
+		}
+	}
+	return r, nil
+}
+
+// waitForHumans holds the call until the request is decided or Hold is over,
+// and tells the agent every few seconds that it is still waiting.
+func (g *Gateway) waitForHumans(ctx context.Context, c *life, r ApprovalRequest) (ApprovalRequest, error) {
+	const notice = 5 * time.Second
+	wait, cancel := context.WithTimeout(ctx, g.Hold)
+	defer cancel()
+	if c.Stream != nil {
+		go func() {
+			tick := time.NewTicker(notice)
+			defer tick.Stop()
+			for n := 1; ; n++ {
+				say := fmt.Sprintf(`{"progress":%d,"message":"Waiting for human approval (%s)"}`, n, r.ID)
+				if c.Stream.Notify(wait, "notifications/progress", []byte(say)) != nil {
+					return
+				}
+				select {
+				case <-tick.C:
+				case <-wait.Done():
+					return
+				}
+			}
+		}()
+	}
+	r, err := g.Approvals.Wait(wait, r.Tenant, r.ID)
+	switch {
+	case errors.Is(context.Cause(ctx), errTaskEnded):
+		return r, refuse(NoTask, errTaskEnded)
+	case ctx.Err() != nil:
+		return r, refuse(Cancelled, ctx.Err()) // the request stays: the agent may come back
+	case err != nil && wait.Err() == nil:
+		return r, refuse(Internal, fmt.Errorf("wait for approval: %w", err))
+	}
+	return r, nil
+}
+
+// decideAgain asks task, tool and policy once more with the grant in hand.
+func (g *Gateway) decideAgain(ctx context.Context, c *life, grant Grant) error {
+	if _, err := g.running(ctx, c.Principal, c.Credential); err != nil {
+		return err
+	}
+	if t, ok := g.Servers.Resolve(c.Principal.Tenant, c.Name); !ok || t.Hash != grant.Request.Definition || t.ID() != c.Tool.ID() {
+		return refuse(Denied, errors.New("the tool is not the one that was approved"))
+	}
+	d, err := g.decide(c)
+	if err != nil {
+		return err
+	}
+	if d.Verdict == authz.Approve && !g.satisfied(d.Need, grant.Request) {
+		return refuse(Denied, errors.New("more agreement is needed now than was given"))
+	}
+	c.Decision = d
+	return nil
+}
+
+// satisfied reports whether every requirement has its votes, from people who
+// are still operators, still in that group and not behind the request.
+func (g *Gateway) satisfied(need []authz.Requirement, r ApprovalRequest) bool {
+	for _, n := range need {
+		voters := map[string]bool{}
+		for _, v := range r.Votes {
+			op, known := g.Operators.Human(v.By)
+			if v.Approve && v.Digest == r.Digest && known && op.Name == v.By && behind(op, r) == "" &&
+				(n.Group == "" || slices.Contains(op.Groups, n.Group) && slices.Contains(v.Groups, n.Group)) {
+				voters[v.By] = true
+			}
+		}
+		if len(voters) < max(1, n.N) {
+			return false
+		}
+	}
+	return true
+}
+
+// unclaim gives the grant back, or voids it when it is no longer enough.
+func (g *Gateway) unclaim(ctx context.Context, c *life, grant Grant, why error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), g.GiveBack)
+	defer cancel()
+	end := g.Approvals.Release
+	if code := CodeOf(why); code == Denied || code == BadArguments {
+		end = g.Approvals.Void
+	}
+	if err := end(ctx, grant); err != nil {
+		g.Logger.Error("grant neither given back nor voided; its reservation will lapse", "approval", grant.Request.ID, "call", c.ID, "err", err)
+	}
+}
+
+// pending is the final, resumable answer of a call that waited long enough.
+func pending(r ApprovalRequest) *Refusal {
+	out := refuse(PendingApproval, nil)
+	out.Approval = &r
+	return out
+}
+
+// hold counts the calls that wait for a human: each costs a connection.
+func (g *Gateway) hold(p Principal) (release func(), err error) {
+	who, tenant := p.Tenant+"/"+p.ID, p.Tenant+"/"
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.held[who] >= g.Held || g.held[tenant] >= g.HeldTenant {
+		g.count(count{kind: overLimit, tenant: p.Tenant, who: p.ID})
+		return nil, refuse(TooMany, errors.New("too many held calls")).
+			say("too many calls are waiting for a human already; wait for those before you call again")
+	}
+	g.held[who]++
+	g.held[tenant]++
+	return func() {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		for _, k := range []string{who, tenant} {
+			if g.held[k]--; g.held[k] == 0 {
+				delete(g.held, k)
+			}
+		}
+	}, nil
+}

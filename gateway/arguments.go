@@ -1,0 +1,375 @@
+package gateway
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"unicode"
+
+	"github.com/go-json-experiment/json/jsontext"
+)
+
+// arguments are a call's arguments after the one strict reading of them. raw is
+// what is decided on, shown, hashed and sent; nothing re-encodes it.
+type arguments struct {
+	raw         json.RawMessage
+	meta        json.RawMessage // the _meta keys the server's config names, or nil
+	rawDigest   string
+	canonDigest string
+	target      string // the object touched, where the server's config names its argument
+	undeclared  string // a property the schema does not declare, or empty
+}
+
+// bound is the part of _meta that a decision is bound to, beside the arguments.
+func (a arguments) bound() json.RawMessage { return a.meta }
+
+const maxDepth = 64
+
+// readArguments reads a call's arguments so that no decoder in any language can
+// read them differently: duplicate names, names that differ only in case,
+// invalid or lone-surrogate text, NUL, and numbers that a float64 would change
+// are refused at every depth. Then they are checked against the tool's schema.
+// What it says is for the agent and may quote its own arguments; it never goes
+// on record.
+func readArguments(in Call, t Tool, shapeOf func(Tool) *shape) (arguments, error) {
+	raw := in.Args
+	if len(raw) == 0 {
+		raw = json.RawMessage("{}")
+	}
+	r := reader{dec: jsontext.NewDecoder(bytes.NewReader(raw))}
+	if r.dec.PeekKind() != '{' {
+		return arguments{}, badArguments("arguments must be a JSON object")
+	}
+	if err := r.value(shapeOf(t), 0); err != nil {
+		return arguments{}, err
+	}
+	if rest := bytes.TrimLeft(raw[r.dec.InputOffset():], " \t\r\n"); len(rest) > 0 {
+		return arguments{}, badArguments("arguments must be one JSON object")
+	}
+	if t.Check != nil {
+		if err := t.Check(raw); err != nil {
+			return arguments{}, badArguments("the arguments do not fit the tool's schema: %v", err)
+		}
+	}
+	canon := jsontext.Value(slices.Clone(raw))
+	if err := canon.Canonicalize(); err != nil {
+		return arguments{}, badArguments("arguments cannot be read: not JSON")
+	}
+	meta, err := allowedMeta(in.Meta, t.Meta)
+	if err != nil {
+		return arguments{}, err
+	}
+	return arguments{raw: raw, meta: meta, rawDigest: sha(raw), canonDigest: sha(canon), undeclared: r.undeclared, target: target(raw, t.Target)}, nil
+}
+
+// target is the value of the top-level argument that says what is touched. An
+// admin who names one puts its values on record in clear.
+func target(raw json.RawMessage, argument string) string {
+	const most = 200
+	if argument == "" {
+		return ""
+	}
+	var all map[string]any
+	if json.Unmarshal(raw, &all) != nil {
+		return ""
+	}
+	switch v := all[argument].(type) {
+	case string:
+		return strings.ToValidUTF8(v[:min(len(v), most)], "")
+	case float64:
+		return strconv.FormatFloat(v, 'f', -1, 64)
+	}
+	return ""
+}
+
+// badArguments says it to the agent; the record keeps only the code.
+func badArguments(format string, args ...any) error {
+	return refuse(BadArguments, nil).say(fmt.Sprintf(format, args...))
+}
+
+type reader struct {
+	dec        *jsontext.Decoder
+	undeclared string
+}
+
+func (r *reader) value(s *shape, depth int) error {
+	if depth > maxDepth {
+		return badArguments("arguments are nested deeper than %d levels", maxDepth)
+	}
+	tok, err := r.dec.ReadToken()
+	if err != nil {
+		return unreadable(err)
+	}
+	switch tok.Kind() {
+	case '{':
+		return r.object(s, depth)
+	case '[':
+		for r.dec.PeekKind() != ']' {
+			if err := r.value(s.item(), depth+1); err != nil {
+				return err
+			}
+		}
+		_, err := r.dec.ReadToken()
+		return err
+	case '"':
+		return text(tok.String())
+	case '0':
+		if !exact(tok.String()) {
+			return badArguments("a number cannot be held exactly by every JSON reader; send it as a string or with fewer digits")
+		}
+	}
+	return nil
+}
+
+func (r *reader) object(s *shape, depth int) error {
+	folded := map[string]struct{}{}
+	for r.dec.PeekKind() != '}' {
+		tok, err := r.dec.ReadToken()
+		if err != nil {
+			return unreadable(err)
+		}
+		name := tok.String()
+		if err := text(name); err != nil {
+			return err
+		}
+		low := fold(name)
+		if _, dup := folded[low]; dup {
+			return badArguments("two properties differ only in case: %s", quoteName(name))
+		}
+		folded[low] = struct{}{}
+		child, declared := s.property(name)
+		if !declared {
+			if want, variant := s.folded(low); variant {
+				return badArguments("unknown property %s; did you mean %s?", quoteName(name), quoteName(want))
+			}
+			if r.undeclared == "" {
+				r.undeclared = name
+			}
+		}
+		if err := r.value(child, depth+1); err != nil {
+			return err
+		}
+	}
+	_, err := r.dec.ReadToken()
+	return err
+}
+
+// unreadable says what is wrong without repeating the bytes.
+func unreadable(err error) error {
+	if errors.Is(err, jsontext.ErrDuplicateName) {
+		return badArguments("a property occurs twice in the arguments")
+	}
+	return badArguments("arguments cannot be read: not strict JSON in UTF-8")
+}
+
+func text(s string) error {
+	if strings.IndexByte(s, 0) >= 0 {
+		return badArguments("arguments must not contain NUL characters")
+	}
+	return nil
+}
+
+// fold maps names that some decoder takes for one another to one: Unicode
+// simple folding, as encoding/json matches.
+func fold(s string) string {
+	return strings.Map(func(r rune) rune {
+		low := r
+		for f := unicode.SimpleFold(r); f != r; f = unicode.SimpleFold(f) {
+			low = min(low, f)
+		}
+		return low
+	}, s)
+}
+
+func quoteName(s string) string {
+	const most = 64
+	if len(s) > most {
+		s = strings.ToValidUTF8(s[:most], "") + "..."
+	}
+	return strconv.QuoteToASCII(s)
+}
+
+// exact reports whether the shortest decimal that names the float64 nearest to
+// the number is the number itself: then every reader has the same value.
+func exact(number string) bool {
+	f, err := strconv.ParseFloat(number, 64)
+	if err != nil {
+		return false
+	}
+	want, ok := decimalOf(number)
+	got, _ := decimalOf(strconv.FormatFloat(f, 'e', -1, 64))
+	return ok && want == got && want != decimal{neg: true} // -0 is 0 to some
+}
+
+// decimal is sign * 0.digits * 10^exp without leading or trailing zeros.
+type decimal struct {
+	neg    bool
+	digits string
+	exp    int
+}
+
+func decimalOf(s string) (d decimal, ok bool) {
+	s, d.neg = strings.CutPrefix(s, "-")
+	if i := strings.IndexAny(s, "eE"); i >= 0 {
+		e, err := strconv.Atoi(s[i+1:])
+		if err != nil || e > 1000 || e < -1000 {
+			return d, false
+		}
+		s, d.exp = s[:i], e
+	}
+	whole, part, _ := strings.Cut(s, ".")
+	d.exp += len(whole)
+	all := whole + part
+	trimmed := strings.TrimLeft(all, "0")
+	d.exp -= len(all) - len(trimmed)
+	if d.digits = strings.TrimRight(trimmed, "0"); d.digits == "" {
+		d.exp = 0
+	}
+	return d, true
+}
+
+// allowedMeta keeps the agent's _meta keys that the server's config names, and
+// trace context; the progress token is the edge's. Nothing of ours passes: we
+// say such things ourselves.
+func allowedMeta(meta json.RawMessage, allowed []string) (json.RawMessage, error) {
+	if len(meta) == 0 {
+		return nil, nil
+	}
+	var all map[string]json.RawMessage
+	if err := json.Unmarshal(meta, &all); err != nil {
+		return nil, badArguments("_meta must be a JSON object")
+	}
+	kept := map[string]json.RawMessage{}
+	for k, v := range all {
+		if slices.Contains(allowed, k) && !strings.HasPrefix(k, "io.toolbroker/") {
+			if err := (&reader{dec: jsontext.NewDecoder(bytes.NewReader(v))}).value(nil, 0); err != nil {
+				return nil, err
+			}
+			kept[k] = v
+		}
+	}
+	if len(kept) == 0 {
+		return nil, nil
+	}
+	return json.Marshal(kept)
+}
+
+// A shape is which properties a schema declares, and where. A nil shape
+// declares nothing.
+type shape struct {
+	props  map[string]*shape
+	lower  map[string]string // folded name to declared name
+	others *shape            // of properties the schema lets through by a pattern or a schema of their own
+	open   bool              // such properties count as declared
+	items  *shape
+}
+
+func (s *shape) property(name string) (*shape, bool) {
+	if s == nil {
+		return nil, false
+	}
+	if child, ok := s.props[name]; ok {
+		return child, true
+	}
+	return s.others, s.open
+}
+
+func (s *shape) folded(low string) (string, bool) {
+	if s == nil {
+		return "", false
+	}
+	name, ok := s.lower[low]
+	return name, ok
+}
+
+func (s *shape) item() *shape {
+	if s == nil {
+		return nil
+	}
+	return s.items
+}
+
+// shapeOf returns the shape of a tool's schema, remembered by its definition.
+func (g *Gateway) shapeOf(t Tool) *shape {
+	if s, ok := g.shapes.Load(t.Hash); ok {
+		return s.(*shape)
+	}
+	var root any
+	if json.Unmarshal(t.Schema, &root) != nil {
+		return nil
+	}
+	s := readShape(root, root, 0)
+	g.shapes.Store(t.Hash, s)
+	return s
+}
+
+// readShape collects what a JSON Schema declares: properties, and those of the
+// schemas it is combined from. Local references are followed; others declare
+// nothing.
+func readShape(root, node any, depth int) *shape {
+	s := &shape{props: map[string]*shape{}, lower: map[string]string{}}
+	s.add(root, node, depth)
+	return s
+}
+
+func (s *shape) add(root, node any, depth int) {
+	const deepest = 16 // recursion through references ends here: below it nothing is declared
+	m, ok := node.(map[string]any)
+	if !ok || depth > deepest {
+		return
+	}
+	if ref, ok := m["$ref"].(string); ok {
+		s.add(root, pointer(root, ref), depth+1)
+	}
+	for _, k := range []string{"allOf", "anyOf", "oneOf"} {
+		list, _ := m[k].([]any)
+		for _, sub := range list {
+			s.add(root, sub, depth+1)
+		}
+	}
+	for _, k := range []string{"then", "else"} {
+		s.add(root, m[k], depth+1)
+	}
+	props, _ := m["properties"].(map[string]any)
+	for name, sub := range props {
+		if old := s.props[name]; old != nil {
+			old.add(root, sub, depth+1)
+			continue
+		}
+		s.props[name] = readShape(root, sub, depth+1)
+		s.lower[fold(name)] = name
+	}
+	if patterns, ok := m["patternProperties"].(map[string]any); ok && len(patterns) > 0 {
+		s.open = true
+	}
+	if extra, ok := m["additionalProperties"].(map[string]any); ok {
+		s.open, s.others = true, readShape(root, extra, depth+1)
+	}
+	if items, ok := m["items"].(map[string]any); ok {
+		if s.items == nil {
+			s.items = &shape{props: map[string]*shape{}, lower: map[string]string{}}
+		}
+		s.items.add(root, items, depth+1)
+	}
+}
+
+// pointer follows a local reference such as "#/$defs/name".
+func pointer(root any, ref string) any {
+	path, ok := strings.CutPrefix(ref, "#/")
+	if !ok {
+		return nil
+	}
+	at := root
+	for part := range strings.SplitSeq(path, "/") {
+		m, ok := at.(map[string]any)
+		if !ok {
+			return nil
+		}
+		at = m[strings.NewReplacer("~1", "/", "~0", "~").Replace(part)]
+	}
+	return at
+}

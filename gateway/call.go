@@ -1,0 +1,217 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"toolbroker/authz"
+	"toolbroker/gateway/audit"
+)
+
+// A life is one call on its way through the gateway: what each step made, for
+// the steps after it and for the record.
+type life struct {
+	Call
+	ID        string
+	Began     time.Time
+	Stream    Stream
+	Principal Principal
+	Task      Task
+	Tool      Tool
+	Args      arguments
+	Decision  authz.Decision
+	Request   *ApprovalRequest // what was asked of operators, if anything was
+	Grant     *Grant           // what they granted, reserved for this call
+	Lease     Lease
+	Sent      time.Time // when it left for the server; zero while nothing did
+}
+
+// Handle takes one tools/call from the door to its end. Its error is always a
+// [*Refusal]. It holds a call that needs approval for at most Config.Hold.
+//
+// Order is safety here: each line may rely on every line above it, and a retry
+// walks the whole line again.
+func (g *Gateway) Handle(ctx context.Context, in Call, s Stream) (Result, error) {
+	c := &life{Call: in, ID: newID("call"), Began: g.now(), Stream: s}
+	result, err := g.carry(ctx, c)
+	if err != nil {
+		return Result{}, g.refused(ctx, c, err)
+	}
+	return result, nil
+}
+
+func (g *Gateway) carry(ctx context.Context, c *life) (_ Result, err error) {
+	// Who asks, what were they asked to do, and is that still so?
+	if c.Principal, err = g.Identify(ctx, c.Credential); err != nil {
+		return Result{}, err
+	}
+	if c.Task, err = g.running(ctx, c.Principal, c.Credential); err != nil {
+		return Result{}, err
+	}
+	if err = g.limit(c.Principal); err != nil {
+		return Result{}, err
+	}
+	ctx, stop := g.untilEnded(ctx, c.Task)
+	defer stop()
+
+	// What is it? Whatever this task may not see answers like what is not there.
+	if c.Tool, err = g.resolve(c); err != nil {
+		return Result{}, err
+	}
+	if c.Args, err = readArguments(c.Call, c.Tool, g.shapeOf); err != nil {
+		return Result{}, err
+	}
+
+	// May they? The answer is durable before anything comes of it.
+	if c.Decision, err = g.decide(c); err != nil {
+		return Result{}, err
+	}
+	if err = g.recordDecision(ctx, c); err != nil {
+		return Result{}, err
+	}
+	defer g.giveBack(ctx, c)
+
+	// Must a human agree? An approval can outlive the task or the policy, so
+	// approve asks both again before a grant counts.
+	if c.Decision.Verdict == authz.Approve {
+		if c.Grant, err = g.approve(ctx, c); err != nil {
+			return Result{}, err
+		}
+	}
+
+	if c.Lease, err = g.Leases.Lease(ctx, c.Principal.Tenant, c.Task.ID, c.ID, c.Tool.Server); err != nil {
+		return Result{}, refuse(NoCredential, err)
+	}
+	// A queue for a lease can take seconds.
+	if err = g.stillStands(ctx, c); err != nil {
+		return Result{}, err
+	}
+	if err = g.recordUse(ctx, c); err != nil {
+		return Result{}, err
+	}
+	return g.forward(ctx, c)
+}
+
+// resolve finds the tool, if this task may see it.
+func (g *Gateway) resolve(c *life) (Tool, error) {
+	t, ok := g.Servers.Resolve(c.Principal.Tenant, c.Name)
+	if !ok {
+		return Tool{}, refuse(UnknownTool, errors.New("no tool of that name"))
+	}
+	d := g.Policy.Decide(g.question(c.Principal, c.Task, t, authz.List, nil))
+	if d.Verdict == authz.Deny {
+		c.Tool, c.Decision = t, d // for the record; the agent reads unknown_tool
+		return Tool{}, refuse(UnknownTool, errors.New("hidden from this task"))
+	}
+	return t, nil
+}
+
+// decide asks the policy and every scope about these arguments, now.
+func (g *Gateway) decide(c *life) (authz.Decision, error) {
+	d := g.Policy.Decide(g.question(c.Principal, c.Task, c.Tool, authz.Call, c.Args.raw))
+	if d.Verdict == authz.Deny {
+		return d, refuse(Denied, nil)
+	}
+	// What no schema declares could mean to the server what no condition and no
+	// operator reads.
+	if undeclared := c.Args.undeclared; undeclared != "" && (d.Conditional || d.Verdict == authz.Approve) {
+		return d, refuse(BadArguments, errors.New("undeclared property where a condition or an approval applies")).
+			say("the tool does not declare the property " + quoteName(undeclared) + ", and this call is subject to a condition or an approval; leave it out")
+	}
+	return d, nil
+}
+
+// stillStands compares the task and the policy once more, just before the call
+// leaves. Only a changed policy is asked again.
+func (g *Gateway) stillStands(ctx context.Context, c *life) error {
+	if _, err := g.running(ctx, c.Principal, c.Credential); err != nil {
+		return err
+	}
+	t, ok := g.Servers.Resolve(c.Principal.Tenant, c.Name)
+	if !ok || t.ID() != c.Tool.ID() || t.Hash != c.Tool.Hash {
+		return refuse(UnknownTool, errors.New("definition changed while the call was under way"))
+	}
+	if g.Policy.Revision() == c.Decision.Revision {
+		return nil
+	}
+	d, err := g.decide(c)
+	if err != nil {
+		return err
+	}
+	if d.Verdict == authz.Approve && !(c.Grant != nil && g.satisfied(d.Need, c.Grant.Request)) {
+		return refuse(Denied, errors.New("policy changed and asks for more agreement"))
+	}
+	c.Decision = d
+	return nil
+}
+
+// forward sends what was decided and records what came of it before the agent
+// reads it.
+func (g *Gateway) forward(ctx context.Context, c *life) (Result, error) {
+	m := newMesh(c.Lease.Secrets())
+	c.Sent = g.now()
+	result, err := g.Servers.Forward(ctx, Forward{
+		CallID: c.ID, Tool: c.Tool, Args: c.Args.raw, Meta: c.Args.meta, Progress: c.Stream != nil,
+		Principal: c.Principal, Task: c.Task, Session: c.Credential.Session, Lease: c.Lease,
+	}, meshStream{c.Stream, m})
+	if err != nil {
+		return Result{}, g.recordFailure(ctx, c, err)
+	}
+	result, blanked, err := m.result(result)
+	if err != nil {
+		return Result{}, g.recordFailure(ctx, c, err)
+	}
+	if err := g.recordOutcome(ctx, c, result, blanked); err != nil {
+		return Result{}, err
+	}
+	return result, nil
+}
+
+// giveBack ends a per-call lease and returns a grant that was not used, on a
+// context of its own: neither depends on the agent still being there. A crash
+// before it leaves the lease to its ledger and the grant to its deadline.
+func (g *Gateway) giveBack(ctx context.Context, c *life) {
+	if !c.Lease.PerCall && !c.Lease.Fresh && c.Grant == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), g.GiveBack)
+	defer cancel()
+	if c.Lease.Fresh { // issued, but the call never came to use it
+		if err := g.Recorder.Record(ctx, c.fact(audit.SecretIssued)); err != nil {
+			g.Logger.Error("issue not recorded; the ledger has it", "lease", c.Lease.ID, "call", c.ID, "err", err)
+		}
+	}
+	if c.Lease.PerCall {
+		if err := g.Leases.GiveBack(ctx, c.Lease); err != nil {
+			g.Logger.Error("lease not given back; the ledger will end it", "lease", c.Lease.ID, "call", c.ID, "err", err)
+		}
+	}
+	if c.Grant != nil {
+		if err := g.Approvals.Release(ctx, *c.Grant); err != nil {
+			g.Logger.Error("grant not given back; its reservation will lapse", "approval", c.Grant.Request.ID, "call", c.ID, "err", err)
+		}
+	}
+}
+
+// refused turns the end of a call that was not carried out into the one thing an
+// agent may read, and records it once.
+func (g *Gateway) refused(ctx context.Context, c *life, err error) *Refusal {
+	r := asRefusal(err)
+	r.CallID = c.ID
+	if r.recorded || r.Code == Unidentified || r.Code == TooMany {
+		return r // on record already, or counted
+	}
+	f := c.fact(audit.CallDenied)
+	switch {
+	case r.Code == PendingApproval:
+		return r // tool.call.held and approval.requested said it
+	case ctx.Err() != nil && c.Sent.IsZero():
+		r.Code, f.Type = Cancelled, audit.CallCancelled
+	}
+	f.Code, f.Detail = r.Code, r.detail()
+	if rerr := g.Recorder.Record(context.WithoutCancel(ctx), f); rerr != nil {
+		g.Logger.Error("refusal not recorded", "call", c.ID, "code", r.Code, "err", rerr)
+	}
+	return r
+}

@@ -1,0 +1,193 @@
+package gateway
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"toolbroker/authz"
+)
+
+// A Policy answers what a row of the policy file or of a scope allows;
+// [*authz.Store] is one.
+type Policy interface {
+	Decide(authz.Request) authz.Decision
+	// Revision names the policy in force; it changes whenever an answer could.
+	Revision() string
+}
+
+// Config is everything a Gateway is made of. Every seam is required.
+type Config struct {
+	Identity  Identity
+	Tasks     Tasks
+	Approvals Approvals
+	Leases    Leases
+	Servers   Servers
+	Operators Operators
+	Sessions  Sessions
+	Recorder  Recorder
+	Policy    Policy
+
+	Kinds   []TaskKind // what tasks there can be
+	Tenants []string   // whose worlds there are
+
+	Hold           time.Duration // how long a call waits for a human before it answers pending; default 25 s, at most 25 s
+	ApprovalTTL    time.Duration // how long a request may wait for its votes; default 1 h
+	GiveBack       time.Duration // how long giving a lease back may take before its ledger takes over; default 2 s
+	CallsPerSecond float64       // per principal, with a burst of twice that; default 200
+	Held           int           // calls waiting for a human at once, per principal; default 8
+	HeldTenant     int           // the same per tenant; default 64
+	SyncOutcomes   bool          // an answer waits until its outcome is durable
+
+	Logger *slog.Logger     // operational log; default discards
+	Now    func() time.Time // default time.Now
+}
+
+// A Gateway carries calls. It is safe for concurrent use.
+type Gateway struct {
+	Config
+	kinds map[string]TaskKind
+
+	mu       sync.Mutex
+	limiters map[string]*rate.Limiter
+	held     map[string]int
+	watched  map[string]struct{} // tasks whose end this replica waits for
+	counts   map[count]int64     // refusals that are counted, not written one by one
+	shapes   sync.Map            // definition hash to *shape
+	closing  sync.WaitGroup
+	stopped  chan struct{} // closed when Run ends
+}
+
+// New makes a Gateway, or says what is missing.
+func New(c Config) (*Gateway, error) {
+	for name, missing := range map[string]bool{
+		"Identity": c.Identity == nil, "Tasks": c.Tasks == nil, "Approvals": c.Approvals == nil, "Leases": c.Leases == nil, "Servers": c.Servers == nil,
+		"Operators": c.Operators == nil, "Sessions": c.Sessions == nil, "Recorder": c.Recorder == nil, "Policy": c.Policy == nil,
+	} {
+		if missing {
+			return nil, fmt.Errorf("gateway: no %s", name)
+		}
+	}
+	const longest = 25 * time.Second // clients give up on a request after 60 s, some sooner
+	c.Hold = cmp.Or(c.Hold, longest)
+	if c.Hold < 0 || c.Hold > longest {
+		return nil, fmt.Errorf("gateway: a call can be held for at most %s", longest)
+	}
+	c.ApprovalTTL = cmp.Or(c.ApprovalTTL, time.Hour)
+	c.GiveBack = cmp.Or(c.GiveBack, 2*time.Second)
+	c.CallsPerSecond = cmp.Or(c.CallsPerSecond, 200)
+	c.Held = cmp.Or(c.Held, 8)
+	c.HeldTenant = cmp.Or(c.HeldTenant, 64)
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	g := &Gateway{
+		Config: c, kinds: map[string]TaskKind{},
+		limiters: map[string]*rate.Limiter{}, held: map[string]int{}, watched: map[string]struct{}{}, counts: map[count]int64{}, stopped: make(chan struct{}),
+	}
+	for _, k := range c.Kinds {
+		if k.Scope == nil {
+			return nil, fmt.Errorf("gateway: task kind %s has no scope", k.Name)
+		}
+		g.kinds[k.Name] = k
+	}
+	return g, nil
+}
+
+func (g *Gateway) now() time.Time { return g.Now() }
+
+// newID returns a fresh id of 130 random bits, in the closed grammar of ids.
+func newID(kind string) string { return kind + "-" + strings.ToLower(rand.Text()) }
+
+// Run writes the counted refusals once a second until ctx ends, and then waits
+// for what was still being given back.
+func (g *Gateway) Run(ctx context.Context) error {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			g.flushCounts(ctx)
+		case <-ctx.Done():
+			g.flushCounts(context.WithoutCancel(ctx))
+			close(g.stopped)
+			g.closing.Wait()
+			return nil
+		}
+	}
+}
+
+// Fault says why nothing can be recorded now, or nil.
+func (g *Gateway) Fault() error {
+	if f, ok := g.Recorder.(interface{ Fault() error }); ok {
+		return f.Fault()
+	}
+	return nil
+}
+
+// limit keeps one principal from starving the others, and its refusals from
+// filling the log.
+func (g *Gateway) limit(p Principal) error {
+	const most = 100_000 // principals remembered; forgetting all only resets their bursts
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if len(g.limiters) > most {
+		clear(g.limiters)
+	}
+	key := p.Tenant + "/" + p.ID
+	l := g.limiters[key]
+	if l == nil {
+		l = rate.NewLimiter(rate.Limit(g.CallsPerSecond), max(1, int(2*g.CallsPerSecond)))
+		g.limiters[key] = l
+	}
+	if !l.AllowN(g.now(), 1) {
+		g.count(count{kind: overLimit, tenant: p.Tenant, who: p.ID})
+		return refuse(TooMany, errors.New("over the principal's rate"))
+	}
+	return nil
+}
+
+// A count is what refusals are counted by where they are not written one by one.
+type count struct {
+	kind, tenant, who string
+}
+
+const (
+	overLimit = "over the rate limit"
+	noIdent   = "no valid credential"
+	everyone  = "other sources" // once a second has seen too many sources to name
+)
+
+// count adds one; g.mu is held. Sources are bounded, so that whoever has many
+// addresses cannot fill the log either.
+func (g *Gateway) count(c count) {
+	const most = 16
+	if _, ok := g.counts[c]; !ok && len(g.counts) >= most {
+		c.who = everyone
+	}
+	g.counts[c]++
+}
+
+func (g *Gateway) flushCounts(ctx context.Context) {
+	g.mu.Lock()
+	counts := maps.Clone(g.counts)
+	clear(g.counts)
+	g.mu.Unlock()
+	for c, n := range counts {
+		if err := g.Recorder.Record(ctx, countedFact(c, n)); err != nil {
+			g.Logger.Error("counted refusals not recorded", "kind", c.kind, "count", n, "err", err)
+		}
+	}
+}
