@@ -33,6 +33,9 @@ func (c *Config) fill() {
 	if c.Replica == "" {
 		c.Replica = "replica"
 	}
+	if c.Keys == "" && c.DataDir != "" {
+		c.Keys = c.DataDir + "/keys"
+	}
 	if c.Audit.Dir == "" && c.DataDir != "" {
 		c.Audit.Dir = c.DataDir + "/audit"
 	}
@@ -146,8 +149,8 @@ func (c *Config) checkState(d *decoder) {
 		if _, inline := u.User.Password(); inline {
 			d.at("redis.url", "put it into a file and name that in password_file", "holds a password")
 		}
-		if u.Scheme == "redis" && !Loopback(u.Hostname()) {
-			d.at("redis.url", "use rediss://", "would speak plaintext off loopback")
+		if u.Scheme == "redis" && !Loopback(u.Hostname()) && c.Redis.TLSProxy == "" {
+			d.at("redis.url", "use rediss://, or name in tls_proxy what protects the way", "would speak plaintext off loopback")
 		}
 	}
 	d.within("audit.checkpoint_every", c.Audit.CheckpointEvery, time.Second, 10*time.Minute, "")
@@ -252,6 +255,9 @@ func (c *Config) checkVault(d *decoder) {
 		d.at("vault.approle", "drop one of the two", "token_file is set as well")
 	case approle && (v.AppRole.RoleID == "" || v.AppRole.SecretIDFile == ""):
 		d.at("vault.approle", "", "needs both role_id and secret_id_file")
+	}
+	if v.TokenRole == "" && len(v.Policies) == 0 {
+		d.at("vault", "set token_role, or policies", "does not say what a task's token may read")
 	}
 }
 

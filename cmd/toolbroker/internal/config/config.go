@@ -20,7 +20,8 @@ import (
 // Config is the file. Paths in it are relative to the file's own directory and
 // absolute once loaded.
 type Config struct {
-	DataDir    Path       `yaml:"data_dir"`   // keys, local journals; created 0700
+	DataDir    Path       `yaml:"data_dir"`   // this replica's own files; created 0700
+	Keys       Path       `yaml:"keys"`       // the keys all replicas share; default: keys under data_dir
 	Replica    string     `yaml:"replica"`    // this process's name among the replicas; default: the host's
 	Log        Log        `yaml:"log"`        // what goes to standard error
 	Agent      Listener   `yaml:"agent"`      // the agents' door: /mcp and /v1/tasks
@@ -78,6 +79,7 @@ type Redis struct {
 	Username     string `yaml:"username"`      // of Redis' ACL
 	PasswordFile Path   `yaml:"password_file"` // 0600
 	CA           Path   `yaml:"ca"`            // PEM; default: the system's
+	TLSProxy     string `yaml:"tls_proxy"`     // what protects the way to a plaintext Redis off loopback
 }
 
 // Audit is the append-only log.
@@ -168,6 +170,7 @@ type Vault struct {
 type AppRole struct {
 	RoleID       string `yaml:"role_id"`
 	SecretIDFile Path   `yaml:"secret_id_file"`
+	Wrapped      bool   `yaml:"wrapped"` // the file holds a single-use wrapping token for it
 	Mount        string `yaml:"mount"`
 }
 

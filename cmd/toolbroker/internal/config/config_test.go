@@ -90,7 +90,7 @@ func TestSmallestFileStays(t *testing.T) {
 }
 
 func TestProblemsNameLineAndWayOut(t *testing.T) {
-	server := small + "vault: {address: 'http://127.0.0.1:8200', token_file: t}\nservers:\n  - name: s\n"
+	server := small + "vault: {address: 'http://127.0.0.1:8200', token_file: t, policies: [p]}\nservers:\n  - name: s\n"
 	for name, tt := range map[string]struct{ text, want string }{
 		"unknown key":             {small + "redsi: embedded\n", `c.yaml:9: error: redsi: unknown key; did you mean "redis"?`},
 		"unknown nested key":      {small + "agent:\n  listn: x\n", `c.yaml:10: error: agent.listn: unknown key; did you mean "listen"?`},
@@ -110,7 +110,7 @@ func TestProblemsNameLineAndWayOut(t *testing.T) {
 		"no port":                 {small + "agent: {listen: localhost}\n", `"localhost" is not an address`},
 		"half a certificate":      {small + "agent: {tls: {cert: a}}\n", `c.yaml:9: error: agent.tls: needs both cert and key`},
 		"other word for embedded": {strings.Replace(small, "embedded", "embeded", 1), `c.yaml:2: error: redis: "embeded" is no Redis; write`},
-		"plaintext redis":         {strings.Replace(small, "redis: embedded", "redis: {url: 'redis://10.0.0.1:6379'}", 1), `c.yaml:2: error: redis.url: would speak plaintext off loopback; use rediss://`},
+		"plaintext redis":         {strings.Replace(small, "redis: embedded", "redis: {url: 'redis://10.0.0.1:6379'}", 1), `c.yaml:2: error: redis.url: would speak plaintext off loopback; use rediss://, or name`},
 		"inline redis password":   {strings.Replace(small, "redis: embedded", "redis: {url: 'rediss://u:hunter2@h:1'}", 1), `c.yaml:2: error: redis.url: holds a password; put it into a file and name that in password_file`},
 		"no redis":                {strings.Replace(small, "redis: embedded", "", 1), `error: redis: is required`},
 		"no tenant":               {strings.Replace(small, "tenants: [acme]\nop", "tenants: []\nop", 1), `c.yaml:4: error: tenants: at least one is required`},
