@@ -49,7 +49,11 @@ func (g *Gateway) approve(ctx context.Context, c *life) (*Grant, error) {
 		return nil, refuse(Internal, fmt.Errorf("claim: %w", err))
 	}
 	c.Request = &grant.Request
-	if err := g.decideAgain(ctx, c, grant); err != nil {
+	err = c.takeApproved(grant.Request)
+	if err == nil {
+		err = g.decideAgain(ctx, c, grant)
+	}
+	if err != nil {
 		g.unclaim(ctx, c, grant, err)
 		return nil, err
 	}
@@ -127,6 +131,17 @@ func (g *Gateway) decideAgain(ctx context.Context, c *life, grant Grant) error {
 		return refuse(Denied, errors.New("more agreement is needed now than was given"))
 	}
 	c.Decision = d
+	return nil
+}
+
+// takeApproved puts the bytes the operators saw in the place of the repeat's
+// own: the two mean the same, but only one of them was shown.
+func (c *life) takeApproved(r ApprovalRequest) error {
+	digest, err := ApprovalDigest(r)
+	if err != nil || digest != r.Digest || sha(r.Args) != r.ArgsDigest || r.ArgsCanon != c.Args.canonDigest {
+		return refuse(Internal, errors.New("the stored request is not the one that was approved"))
+	}
+	c.Args.raw, c.Args.rawDigest, c.Args.meta = r.Args, r.ArgsDigest, r.Meta
 	return nil
 }
 

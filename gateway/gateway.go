@@ -294,7 +294,8 @@ type Approvals interface {
 	Request(ctx context.Context, r ApprovalRequest) (stored ApprovalRequest, fresh bool, err error)
 	// Wait returns the request once it is not pending, or as it is when ctx ends.
 	Wait(ctx context.Context, tenant, id string) (ApprovalRequest, error)
-	// Claim reserves a granted request for one call.
+	// Claim reserves a granted request for one call; the grant's request holds
+	// the arguments.
 	Claim(ctx context.Context, tenant, id, call string) (Grant, error)
 	// Consume uses the reserved grant up. After it the grant can never be claimed.
 	Consume(ctx context.Context, g Grant) error

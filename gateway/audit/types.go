@@ -60,6 +60,7 @@ const (
 
 	AuditStarted   Type = "audit.started"
 	AuditStopped   Type = "audit.stopped"
-	AuditRecovered Type = "audit.recovered" // a torn last line was cut off
+	AuditRecovered Type = "audit.recovered" // a torn last line was cut off, or writing works again after a fault
+	AuditDegraded  Type = "audit.degraded"  // no space left: only outcomes are written, on the reserve
 	AuditQueried   Type = "audit.queried"
 )

@@ -1,0 +1,703 @@
+// Package gatewaytest builds a real Gateway out of small, honest, in-memory
+// parts, with a real policy and a real log, and holds the contract tests that
+// every broker passes.
+package gatewaytest
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"toolbroker/authz"
+	"toolbroker/gateway"
+	"toolbroker/gateway/audit"
+)
+
+// A House is a Gateway and everything it stands on. Its fields may be changed
+// before the first call, and its parts between calls.
+type House struct {
+	*gateway.Gateway
+	Tasks     *Tasks
+	Approvals *Approvals
+	Leases    *Leases
+	Servers   *Servers
+	Operators *Operators
+	Sessions  *Sessions
+	Policy    *Policy
+	Log       *audit.Log
+	Dir       string // the log's
+
+	t *testing.T
+}
+
+// Policy is the text in force; it can be swapped.
+type Policy struct {
+	mu sync.Mutex
+	p  *authz.Policy
+	t  *testing.T
+}
+
+// Set swaps the policy.
+func (p *Policy) Set(text string) {
+	p.t.Helper()
+	parsed, findings := authz.Parse("policy.csv", []byte(text))
+	if parsed == nil {
+		p.t.Fatalf("policy: %v", findings)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.p = parsed
+}
+
+// Decide asks the policy in force.
+func (p *Policy) Decide(r authz.Request) authz.Decision {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.p.Decide(r)
+}
+
+// Revision names the policy in force.
+func (p *Policy) Revision() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.p.Revision()
+}
+
+// Text is a policy with one tool of each verdict.
+const Text = `
+p, agent:a,        acme,   work, files/read,    call,  ,                    allow
+p, agent:a,        acme,   work, files/write,   call,  ,                    approve
+p, agent:a,        acme,   work, files/pay,     call,  args.amount <= 100,  allow
+p, agent:a,        acme,   work, files/pay,     call,  args.amount > 100,   approve 2 of group:sre
+p, agent:a,        acme,   work, files/slow,    call,  ,                    allow
+p, agent:b,        globex, work, files/read,    call,  ,                    allow
+p, agent:a,        acme,   work, task:work,     start, ,                    allow
+p, operator:*,     *,      work, task:*,        start, ,                    allow
+`
+
+// Kind is the kind of task that New configures.
+const Kind = "work"
+
+// New builds a house. Tenants are acme and globex; the operators are alice (who
+// owns agent a's credential), bob, carol (both in group sre, approvers) and vic,
+// a viewer; agent:a of acme has the bearer token "a" on task "task-a", agent:b of
+// globex "b" on "task-b". Change may alter the config before the gateway is made.
+func New(t *testing.T, change ...func(*gateway.Config)) *House {
+	t.Helper()
+	h := &House{t: t, Dir: filepath.Join(t.TempDir(), "audit"), Policy: &Policy{t: t}}
+	h.Policy.Set(Text)
+	key, err := audit.NewKey(filepath.Join(t.TempDir(), "audit.key"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if h.Log, err = audit.Open(audit.Config{Dir: h.Dir, Origin: "test.example/audit/r1", Key: key}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { h.Log.Close() })
+	everything, err := authz.NewScope([]authz.ScopeRow{{Tool: "**", Action: "*", Verdict: "allow"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.Tasks = &Tasks{m: map[string]*task{}}
+	h.Operators = &Operators{list: []gateway.Operator{
+		{Name: "alice", Roles: []string{"approver", "admin"}, Tenants: []string{"acme"}, Groups: []string{"sre"}, Identities: []string{"alice@acme"}},
+		{Name: "bob", Roles: []string{"approver"}, Tenants: []string{"acme", "globex"}, Groups: []string{"sre"}},
+		{Name: "carol", Roles: []string{"approver"}, Tenants: []string{"acme"}, Groups: []string{"sre"}},
+		{Name: "vic", Roles: []string{"viewer"}, Tenants: []string{"acme"}},
+	}}
+	h.Leases = &Leases{live: map[string]bool{}}
+	h.Servers = NewServers()
+	h.Approvals = &Approvals{m: map[string]*gateway.ApprovalRequest{}, changed: make(chan struct{})}
+	h.Sessions = &Sessions{m: map[string]string{}}
+	c := gateway.Config{
+		Identity: Identity{}, Tasks: h.Tasks, Approvals: h.Approvals, Leases: h.Leases, Servers: h.Servers, Operators: h.Operators,
+		Sessions: h.Sessions, Recorder: gateway.NewRecorder(h.Log), Policy: h.Policy,
+		Kinds:   []gateway.TaskKind{{Name: Kind, Purpose: "to test", TTL: time.Hour, Scope: everything}},
+		Tenants: []string{"acme", "globex"}, Hold: 50 * time.Millisecond, CallsPerSecond: 10_000,
+	}
+	for _, f := range change {
+		f(&c)
+	}
+	if h.Gateway, err = gateway.New(c); err != nil {
+		t.Fatal(err)
+	}
+	for _, task := range []gateway.Task{
+		{ID: "task-a", Tenant: "acme", Principal: "agent:a", Owner: "alice"},
+		{ID: "task-b", Tenant: "globex", Principal: "agent:b", Owner: "gina"},
+	} {
+		task.Kind, task.Purpose, task.Scope, task.State = Kind, "test", everything, gateway.TaskRunning
+		task.Started, task.Expires = time.Now(), time.Now().Add(time.Hour)
+		if _, err := h.Tasks.Start(t.Context(), task); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return h
+}
+
+// Call makes a call as agent:a.
+func (h *House) Call(ctx context.Context, tool, args string) (gateway.Result, error) {
+	return h.Handle(ctx, Call("a", tool, args), nil)
+}
+
+// Call is a call with a bearer token.
+func Call(bearer, tool, args string) gateway.Call {
+	return gateway.Call{
+		Credential: gateway.Credential{Bearer: gateway.NewSecret(bearer), Source: "127.0.0.1:1"},
+		Name:       tool, Args: json.RawMessage(args), JSONRPCID: "1", Protocol: "2025-11-25",
+	}
+}
+
+// Events returns the log so far, without its own events, as "type" or
+// "type:code" words.
+func (h *House) Events() string {
+	h.t.Helper()
+	var words []string
+	for _, e := range h.Lines() {
+		w := string(e.Type)
+		if e.Decision != nil && e.Decision.ReasonCode != "ok" {
+			w += ":" + e.Decision.ReasonCode
+		}
+		words = append(words, w)
+	}
+	return strings.Join(words, " ")
+}
+
+// Lines returns the events of the log so far, without its own, and fails the
+// test where the log is not whole.
+func (h *House) Lines() []audit.Event {
+	h.t.Helper()
+	if err := h.Log.Append(h.t.Context(), audit.Event{Type: audit.AuditQueried, Tenant: "none", Unbound: "a test reads"}); err != nil {
+		h.t.Fatal(err)
+	}
+	report, err := audit.Verify(h.Dir, audit.VerifyOptions{})
+	if err != nil || report.Bad != nil {
+		h.t.Fatalf("log: %v, %+v", err, report.Bad)
+	}
+	var out []audit.Event
+	for line, err := range audit.Read(h.Dir, 0) {
+		if err != nil {
+			h.t.Fatal(err)
+		}
+		if !strings.HasPrefix(string(line.Event.Type), "audit.") {
+			out = append(out, line.Event)
+		}
+	}
+	return out
+}
+
+// Identity takes the bearer tokens "a" (agent:a on task-a), "b" (agent:b on
+// task-b) and "key" (agent:a, a credential of its own).
+type Identity struct{}
+
+// Identify implements gateway.Identity.
+func (Identity) Identify(_ context.Context, bearer gateway.Secret) (gateway.Principal, error) {
+	switch bearer.Reveal() {
+	case "a":
+		return gateway.Principal{ID: "agent:a", Tenant: "acme", Owner: "alice", Authn: "task_token", Credential: "a", Task: "task-a"}, nil
+	case "b":
+		return gateway.Principal{ID: "agent:b", Tenant: "globex", Owner: "gina", Authn: "task_token", Credential: "b", Task: "task-b"}, nil
+	case "key":
+		return gateway.Principal{ID: "agent:a", Tenant: "acme", Owner: "alice", Authn: "api_key", Credential: "key"}, nil
+	}
+	return gateway.Principal{}, gateway.ErrUnidentified
+}
+
+type task struct {
+	gateway.Task
+	ended chan struct{}
+}
+
+// Tasks is an in-memory gateway.Tasks. While Stale is set it cannot confirm
+// anything.
+type Tasks struct {
+	mu    sync.Mutex
+	m     map[string]*task
+	Stale bool
+}
+
+// Running implements gateway.Tasks.
+func (s *Tasks) Running(_ context.Context, tenant, id string) (gateway.Task, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.Stale {
+		return gateway.Task{}, gateway.ErrStale
+	}
+	t := s.m[tenant+"/"+id]
+	if t == nil || t.State != gateway.TaskRunning || !time.Now().Before(t.Expires) {
+		return gateway.Task{}, gateway.ErrNoTask
+	}
+	return t.Task, nil
+}
+
+// Ended implements gateway.Tasks.
+func (s *Tasks) Ended(tenant, id string) <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if t := s.m[tenant+"/"+id]; t != nil {
+		return t.ended
+	}
+	c := make(chan struct{})
+	close(c)
+	return c
+}
+
+// Start implements gateway.Tasks.
+func (s *Tasks) Start(_ context.Context, t gateway.Task) (gateway.Secret, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.m[t.Tenant+"/"+t.ID] = &task{t, make(chan struct{})}
+	return gateway.NewSecret("token-of-" + t.ID), nil
+}
+
+// End implements gateway.Tasks.
+func (s *Tasks) End(_ context.Context, tenant, id, by string) (gateway.Task, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	t := s.m[tenant+"/"+id]
+	if t == nil {
+		return gateway.Task{}, gateway.ErrNoTask
+	}
+	if t.State == gateway.TaskRunning {
+		t.State, t.EndedBy, t.Task.Ended = gateway.TaskEnded, by, time.Now()
+		close(t.ended)
+	}
+	return t.Task, nil
+}
+
+// Get implements gateway.Tasks.
+func (s *Tasks) Get(_ context.Context, tenant, id string) (gateway.Task, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if t := s.m[tenant+"/"+id]; t != nil {
+		return t.Task, nil
+	}
+	return gateway.Task{}, gateway.ErrNoTask
+}
+
+// List implements gateway.Tasks.
+func (s *Tasks) List(_ context.Context, tenant string) ([]gateway.Task, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var out []gateway.Task
+	for _, t := range s.m {
+		if t.Tenant == tenant {
+			out = append(out, t.Task)
+		}
+	}
+	return out, nil
+}
+
+// Approvals is an in-memory gateway.Approvals: the state machine and nothing else.
+type Approvals struct {
+	mu       sync.Mutex
+	m        map[string]*gateway.ApprovalRequest
+	reserved map[string]string
+	changed  chan struct{}
+}
+
+func (a *Approvals) find(tenant, id string) *gateway.ApprovalRequest {
+	if r := a.m[id]; r != nil && r.Tenant == tenant {
+		if r.State == gateway.ApprovalPending && !time.Now().Before(r.Expires) {
+			r.State = gateway.ApprovalExpired
+		}
+		return r
+	}
+	return nil
+}
+
+func (a *Approvals) move(r *gateway.ApprovalRequest, to gateway.ApprovalState) {
+	r.State = to
+	r.Seq++
+	close(a.changed)
+	a.changed = make(chan struct{})
+}
+
+// Request implements gateway.Approvals.
+func (a *Approvals) Request(_ context.Context, r gateway.ApprovalRequest) (gateway.ApprovalRequest, bool, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, old := range a.m {
+		if old.Tenant == r.Tenant && old.Fingerprint == r.Fingerprint && a.find(r.Tenant, old.ID) != nil &&
+			(!old.State.Final() || old.State == gateway.ApprovalDenied) {
+			return *old, false, nil
+		}
+	}
+	a.m[r.ID] = &r
+	a.move(&r, gateway.ApprovalPending)
+	return r, true, nil
+}
+
+// Wait implements gateway.Approvals.
+func (a *Approvals) Wait(ctx context.Context, tenant, id string) (gateway.ApprovalRequest, error) {
+	for {
+		a.mu.Lock()
+		r := a.find(tenant, id)
+		changed := a.changed
+		var now gateway.ApprovalRequest
+		if r != nil {
+			now = *r
+		}
+		a.mu.Unlock()
+		if r == nil {
+			return gateway.ApprovalRequest{}, gateway.ErrNotFound
+		}
+		if now.State != gateway.ApprovalPending {
+			return now, nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return now, ctx.Err()
+		}
+	}
+}
+
+func (a *Approvals) step(tenant, id, call string, from, to gateway.ApprovalState) (gateway.ApprovalRequest, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	r := a.find(tenant, id)
+	if r == nil {
+		return gateway.ApprovalRequest{}, gateway.ErrNotFound
+	}
+	if r.State != from || from == gateway.ApprovalReserved && a.reserved[id] != call {
+		return *r, gateway.ErrNotNow
+	}
+	if to == gateway.ApprovalReserved {
+		if a.reserved == nil {
+			a.reserved = map[string]string{}
+		}
+		a.reserved[id] = call
+	}
+	a.move(r, to)
+	return *r, nil
+}
+
+// Claim implements gateway.Approvals.
+func (a *Approvals) Claim(_ context.Context, tenant, id, call string) (gateway.Grant, error) {
+	r, err := a.step(tenant, id, call, gateway.ApprovalGranted, gateway.ApprovalReserved)
+	return gateway.Grant{Request: r, Call: call}, err
+}
+
+// Consume implements gateway.Approvals.
+func (a *Approvals) Consume(_ context.Context, g gateway.Grant) error {
+	_, err := a.step(g.Request.Tenant, g.Request.ID, g.Call, gateway.ApprovalReserved, gateway.ApprovalConsumed)
+	return err
+}
+
+// Release implements gateway.Approvals.
+func (a *Approvals) Release(_ context.Context, g gateway.Grant) error {
+	_, err := a.step(g.Request.Tenant, g.Request.ID, g.Call, gateway.ApprovalReserved, gateway.ApprovalGranted)
+	return err
+}
+
+// Void implements gateway.Approvals.
+func (a *Approvals) Void(_ context.Context, g gateway.Grant) error {
+	_, err := a.step(g.Request.Tenant, g.Request.ID, g.Call, gateway.ApprovalReserved, gateway.ApprovalVoided)
+	return err
+}
+
+// Vote implements gateway.Approvals.
+func (a *Approvals) Vote(_ context.Context, tenant, id string, v gateway.Vote) (gateway.ApprovalRequest, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	r := a.find(tenant, id)
+	if r == nil {
+		return gateway.ApprovalRequest{}, gateway.ErrNotFound
+	}
+	if r.State != gateway.ApprovalPending || slices.ContainsFunc(r.Votes, func(o gateway.Vote) bool { return o.By == v.By }) {
+		return *r, gateway.ErrNotNow
+	}
+	r.Votes = append(slices.Clone(r.Votes), v)
+	to := gateway.ApprovalGranted
+	for _, n := range r.Need {
+		have := 0
+		for _, o := range r.Votes {
+			if n.Group == "" || slices.Contains(o.Groups, n.Group) {
+				have++
+			}
+		}
+		if have < n.N {
+			to = gateway.ApprovalPending
+		}
+	}
+	if !v.Approve {
+		to = gateway.ApprovalDenied
+	}
+	a.move(r, to)
+	return *r, nil
+}
+
+// Get implements gateway.Approvals.
+func (a *Approvals) Get(_ context.Context, tenant, id string) (gateway.ApprovalRequest, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if r := a.find(tenant, id); r != nil {
+		return *r, nil
+	}
+	return gateway.ApprovalRequest{}, gateway.ErrNotFound
+}
+
+// List implements gateway.Approvals.
+func (a *Approvals) List(_ context.Context, tenant string) ([]gateway.ApprovalRequest, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var out []gateway.ApprovalRequest
+	for _, r := range a.m {
+		if r.Tenant == tenant {
+			out = append(out, *r)
+		}
+	}
+	return out, nil
+}
+
+// Cancel implements gateway.Approvals.
+func (a *Approvals) Cancel(_ context.Context, tenant, task string) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, r := range a.m {
+		if r.Tenant == tenant && r.TaskID == task && !r.State.Final() {
+			a.move(r, gateway.ApprovalCancelled)
+		}
+	}
+	return nil
+}
+
+// Changes implements gateway.Approvals.
+func (a *Approvals) Changes(ctx context.Context) <-chan struct{} {
+	out := make(chan struct{}, 1)
+	go func() {
+		defer close(out)
+		for {
+			a.mu.Lock()
+			changed := a.changed
+			a.mu.Unlock()
+			select {
+			case <-changed:
+				select {
+				case out <- struct{}{}:
+				default:
+				}
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	return out
+}
+
+// Leases gives every call to the server "files" a credential of its own, and
+// counts those that live.
+type Leases struct {
+	mu     sync.Mutex
+	n      int
+	live   map[string]bool
+	Secret string // what it hands out; none while empty
+	Err    error  // what it answers instead, if set
+	Before func() // called before it answers, if set
+}
+
+// Lease implements gateway.Leases.
+func (l *Leases) Lease(_ context.Context, _, _, _, server string) (gateway.Lease, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.Before != nil {
+		l.Before()
+	}
+	if l.Err != nil {
+		return gateway.Lease{}, fmt.Errorf("%w: %w", gateway.ErrNoCredential, l.Err)
+	}
+	if l.Secret == "" {
+		return gateway.Lease{}, nil
+	}
+	l.n++
+	id := fmt.Sprintf("lease-%d", l.n)
+	l.live[id] = true
+	s := gateway.NewSecret(l.Secret)
+	return gateway.Lease{
+		ID: id, Server: server, Binding: server, Class: "revocable", PerCall: true, Fresh: true, Values: []gateway.Secret{s},
+		Headers: map[string]gateway.Secret{"Authorization": gateway.NewSecret("Bearer " + l.Secret)}, Issued: time.Now(),
+	}, nil
+}
+
+// GiveBack implements gateway.Leases.
+func (l *Leases) GiveBack(_ context.Context, lease gateway.Lease) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.live, lease.ID)
+	return nil
+}
+
+// EndTask implements gateway.Leases.
+func (l *Leases) EndTask(context.Context, string, string) error { return nil }
+
+// Live counts the leases that were not given back.
+func (l *Leases) Live() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.live)
+}
+
+// Servers is one server, "files", whose tools answer what Answer says.
+type Servers struct {
+	mu     sync.Mutex
+	tools  []gateway.Tool
+	sent   []gateway.Forward
+	ended  []string
+	Answer func(ctx context.Context, f gateway.Forward, s gateway.Stream) (gateway.Result, error)
+}
+
+// NewServers makes the tools read, write, pay, slow and hidden.
+func NewServers() *Servers {
+	s := &Servers{Answer: func(context.Context, gateway.Forward, gateway.Stream) (gateway.Result, error) {
+		return gateway.Result{Raw: json.RawMessage(`{"content":[{"type":"text","text":"done"}]}`)}, nil
+	}}
+	for _, name := range []string{"hidden", "pay", "read", "slow", "write"} {
+		schema := `{"type":"object","properties":{"path":{"type":"string"},"amount":{"type":"number"},"to":{"type":"object","properties":{"iban":{"type":"string"}}}}}`
+		s.tools = append(s.tools, gateway.Tool{
+			Server: "files", Name: name, Alias: "files__" + name, Kind: "http", Addr: "http://127.0.0.1:1/mcp", Schema: json.RawMessage(schema),
+			Definition: json.RawMessage(`{"name":"files__` + name + `","inputSchema":` + schema + `}`), Hash: "sha256:" + name, Target: "path",
+			Check: func(args json.RawMessage) error {
+				var v struct{ Path string }
+				return json.Unmarshal(args, &v)
+			},
+		})
+	}
+	return s
+}
+
+// Tools implements gateway.Servers.
+func (s *Servers) Tools(string) []gateway.Tool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.tools)
+}
+
+// Resolve implements gateway.Servers.
+func (s *Servers) Resolve(_, alias string) (gateway.Tool, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, t := range s.tools {
+		if t.Alias == alias {
+			return t, true
+		}
+	}
+	return gateway.Tool{}, false
+}
+
+// Redefine gives a tool another definition.
+func (s *Servers) Redefine(alias string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i := range s.tools {
+		if s.tools[i].Alias == alias {
+			s.tools[i].Hash += "'"
+		}
+	}
+}
+
+// Forward implements gateway.Servers.
+func (s *Servers) Forward(ctx context.Context, f gateway.Forward, stream gateway.Stream) (gateway.Result, error) {
+	s.mu.Lock()
+	s.sent = append(s.sent, f)
+	answer := s.Answer
+	s.mu.Unlock()
+	return answer(ctx, f, stream)
+}
+
+// Sent returns what reached the server.
+func (s *Servers) Sent() []gateway.Forward {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.sent)
+}
+
+// EndTask implements gateway.Servers.
+func (s *Servers) EndTask(_ context.Context, _, task string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.ended = append(s.ended, task)
+	return nil
+}
+
+// Operators are the humans of New; every password is the name.
+type Operators struct{ list []gateway.Operator }
+
+// Login implements gateway.Operators.
+func (o *Operators) Login(_ context.Context, name string, password gateway.Secret, source string) (gateway.Secret, gateway.Operator, error) {
+	for _, op := range o.list {
+		if op.Name == name && password.Reveal() == name {
+			op.Source = source
+			return gateway.NewSecret("session-of-" + name), op, nil
+		}
+	}
+	return gateway.Secret{}, gateway.Operator{}, gateway.ErrLogin
+}
+
+// Session implements gateway.Operators.
+func (o *Operators) Session(_ context.Context, token gateway.Secret) (gateway.Operator, error) {
+	name, _ := strings.CutPrefix(token.Reveal(), "session-of-")
+	if op, ok := o.Human(name); ok {
+		return op, nil
+	}
+	return gateway.Operator{}, gateway.ErrLogin
+}
+
+// Logout implements gateway.Operators.
+func (o *Operators) Logout(context.Context, gateway.Secret) error { return nil }
+
+// Human implements gateway.Operators.
+func (o *Operators) Human(name string) (gateway.Operator, bool) {
+	for _, op := range o.list {
+		if op.Name == name || slices.Contains(op.Identities, name) {
+			return op, true
+		}
+	}
+	return gateway.Operator{}, false
+}
+
+// Op returns an operator by name.
+func (o *Operators) Op(name string) gateway.Operator {
+	op, ok := o.Human(name)
+	if !ok {
+		panic("no operator " + name)
+	}
+	return op
+}
+
+// Sessions is an in-memory gateway.Sessions.
+type Sessions struct {
+	mu sync.Mutex
+	m  map[string]string
+}
+
+// Owner implements gateway.Sessions.
+func (s *Sessions) Owner(_ context.Context, id string) (string, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if b, ok := s.m[id]; ok {
+		return b, nil
+	}
+	return "", gateway.ErrNotFound
+}
+
+// Open implements gateway.Sessions.
+func (s *Sessions) Open(_ context.Context, id, binding string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.m[id] = binding
+	return nil
+}
+
+// Close implements gateway.Sessions.
+func (s *Sessions) Close(_ context.Context, id string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.m, id)
+	return nil
+}
