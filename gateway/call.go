@@ -59,6 +59,11 @@ func (g *Gateway) carry(ctx context.Context, c *life) (_ Result, err error) {
 	if c.Tool, err = g.resolve(c); err != nil {
 		return Result{}, err
 	}
+	if c.Agrees != nil {
+		if err = c.Agrees(c.Tool); err != nil {
+			return Result{}, err
+		}
+	}
 	if c.Args, err = readArguments(c.Call, c.Tool, g.shapeOf); err != nil {
 		return Result{}, err
 	}

@@ -103,6 +103,10 @@ type Call struct {
 	Meta       json.RawMessage // the agent's _meta; an object, or nil
 	JSONRPCID  string          // as the agent wrote it
 	Protocol   string          // the MCP revision it speaks
+
+	// Agrees holds what the transport says of the arguments against the tool,
+	// once the caller may see it; its error refuses the call. Nil for nothing.
+	Agrees func(Tool) error
 }
 
 // A Stream is the way back to the agent while its call is running.
