@@ -1,0 +1,174 @@
+// Package edge is the agents' door: it speaks MCP over HTTP and stdio, in every
+// era on one endpoint, and the agents' REST for tasks.
+//
+// It reads each message once and strictly, finds out who asks, and hands
+// tools/list and tools/call to the gateway; what has no downstream (initialize,
+// ping, server/discover, streams of change notices) is answered by mcp-go behind
+// its checks. It decides nothing and records nothing: that is the gateway's.
+package edge
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"log/slog"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/mark3labs/mcp-go/mcp"
+	"github.com/mark3labs/mcp-go/server"
+
+	"toolbroker/gateway"
+)
+
+// Gateway is what the door needs of a [*gateway.Gateway]. Every error is a
+// [*gateway.Refusal].
+type Gateway interface {
+	Identify(context.Context, gateway.Credential) (gateway.Principal, error)
+	Admit(context.Context, gateway.Credential) (gateway.Principal, gateway.Task, error)
+	OpenSession(ctx context.Context, cred gateway.Credential, session string) error
+	CloseSession(context.Context, gateway.Credential) error
+	Tools(context.Context, gateway.Credential, gateway.CallRef) ([]gateway.Tool, error)
+	Handle(context.Context, gateway.Call, gateway.Stream) (gateway.Result, error)
+	StartTask(context.Context, gateway.Credential, gateway.TaskSpec) (gateway.Task, gateway.Secret, error)
+	ShowTask(ctx context.Context, cred gateway.Credential, id string) (gateway.Task, error)
+	EndTask(ctx context.Context, cred gateway.Credential, id string) (gateway.Task, error)
+}
+
+// Config is everything a door is made of.
+type Config struct {
+	Gateway      Gateway
+	Name         string   // what the server calls itself; default "toolbroker"
+	Version      string   // of the program
+	Instructions string   // for agents, on how to use the tools; may be empty
+	Hosts        []string // names that agents may reach it by, "host" or "host:port"; loopback names are added on a loopback listener
+	Origins      []string // web origins that may send requests, "https://host[:port]"; loopback ones are added on a loopback listener
+	MaxBody      int64    // bytes of one message; default 1 MiB
+
+	// ApprovalURL returns the console's link to an approval request; nil for none.
+	ApprovalURL func(tenant, id string) string
+
+	Logger *slog.Logger     // operational log; default discards
+	Now    func() time.Time // default time.Now
+}
+
+// An Edge is the door. It is safe for concurrent use.
+type Edge struct {
+	Config
+	mcp   *server.MCPServer // holds no tool
+	http  *server.StreamableHTTPServer
+	local underway
+
+	streams, calls       context.Context // end with the streams of notices, and with the calls
+	endStreams, endCalls context.CancelFunc
+	mu                   sync.Mutex
+	closing              bool
+	inside               int           // requests under way
+	empty                chan struct{} // closed when closing and nobody is inside
+}
+
+// New makes a door, or says what is missing.
+func New(c Config) (*Edge, error) {
+	if c.Gateway == nil {
+		return nil, errors.New("edge: no Gateway")
+	}
+	c.Name = cmp.Or(c.Name, "toolbroker")
+	c.MaxBody = cmp.Or(c.MaxBody, 1<<20)
+	if c.MaxBody < 0 {
+		return nil, errors.New("edge: MaxBody is negative")
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	for _, o := range c.Origins {
+		if !strings.HasPrefix(o, "http://") && !strings.HasPrefix(o, "https://") {
+			return nil, errors.New("edge: an origin starts with http:// or https://")
+		}
+	}
+	e := &Edge{Config: c, empty: make(chan struct{})}
+	e.streams, e.endStreams = context.WithCancel(context.Background())
+	e.calls, e.endCalls = context.WithCancel(context.Background())
+	e.mcp = server.NewMCPServer(c.Name, c.Version, server.WithToolCapabilities(true), server.WithInstructions(c.Instructions))
+	// Sessions and allow-lists are ours: mcp-go sees neither.
+	e.http = server.NewStreamableHTTPServer(e.mcp, server.WithStateLess(true),
+		server.WithDisableLocalhostProtection(true), server.WithStreamableHTTPLogger(c.Logger))
+	return e, nil
+}
+
+// Server returns an HTTP server for a door: with limits on what a client may
+// send before it is known, and none on how long a call may take, because each
+// frame of an answer has its own.
+func Server(addr string, h http.Handler) *http.Server {
+	return &http.Server{
+		Addr: addr, Handler: h,
+		ReadHeaderTimeout: 5 * time.Second,
+		ReadTimeout:       30 * time.Second, // ends with the body
+		IdleTimeout:       2 * time.Minute,
+		MaxHeaderBytes:    16 << 10,
+	}
+}
+
+// ToolsChanged tells every agent that listens to list its tools again. Call it
+// when the catalogue or the policy changed.
+func (e *Edge) ToolsChanged() {
+	e.mcp.SendNotificationToAllClients(mcp.MethodNotificationToolsListChanged, nil)
+}
+
+// Shutdown refuses new requests and ends the streams of notices at once, lets
+// calls that are under way finish until ctx ends, and then cancels them. It
+// returns ctx's error if it had to. Call it beside [http.Server.Shutdown], which
+// waits for the same requests.
+func (e *Edge) Shutdown(ctx context.Context) error {
+	e.mu.Lock()
+	if !e.closing {
+		e.closing = true
+		if e.inside == 0 {
+			close(e.empty)
+		}
+	}
+	e.mu.Unlock()
+	e.endStreams()
+	defer e.endCalls()
+	select {
+	case <-e.empty:
+		return nil
+	case <-ctx.Done():
+		e.endCalls()
+		<-e.empty
+		return ctx.Err()
+	}
+}
+
+// enter counts a request in, unless the door is closing.
+func (e *Edge) enter() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.closing {
+		return false
+	}
+	e.inside++
+	return true
+}
+
+func (e *Edge) leave() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.inside--; e.closing && e.inside == 0 {
+		close(e.empty)
+	}
+}
+
+// Why a call's context ended, where it was not the agent's connection.
+var (
+	errShutdown   = errors.New("the gateway is shutting down")
+	errCancelled  = errors.New("the agent cancelled the call")
+	errReaderGone = errors.New("the agent does not read its answer")
+	errSessionEnd = errors.New("the session ended")
+	errReplaced   = errors.New("the session opened a newer stream")
+	errNotAllowed = errors.New("the stream's credential, session or task is no longer good")
+)

@@ -1,0 +1,191 @@
+package edge
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"math"
+	"net/http"
+	"strconv"
+	"sync"
+	"time"
+
+	strict "github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+
+	"toolbroker/gateway"
+)
+
+const (
+	keepAlive  = 15 * time.Second // between comments on a stream that is otherwise quiet
+	frameTime  = 10 * time.Second // to take in one frame of an answer
+	frameSpeed = 32 << 10         // bytes a second that a large frame must move at beyond that
+)
+
+var errAnswered = errors.New("the call was answered already")
+
+// writeWithin writes and flushes p, and gives up on a reader that is too slow.
+// The deadline of the last frame stays, for what the server itself still writes.
+func writeWithin(w http.ResponseWriter, p []byte, last bool) error {
+	rc := http.NewResponseController(w)
+	limit := frameTime + time.Duration(len(p)/frameSpeed)*time.Second
+	// A writer without deadlines (a test's recorder) has no slow reader either.
+	_ = rc.SetWriteDeadline(time.Now().Add(limit))
+	_, err := w.Write(p)
+	if last {
+		return err // the server flushes
+	}
+	if ferr := rc.Flush(); err == nil && !errors.Is(ferr, http.ErrNotSupported) {
+		err = ferr
+	}
+	_ = rc.SetWriteDeadline(time.Time{}) // over HTTP/2 it would end the stream while the call goes on
+	return err
+}
+
+// writeJSON writes a whole answer.
+func writeJSON(w http.ResponseWriter, status int, body []byte) {
+	h := w.Header()
+	h.Set("Content-Type", "application/json")
+	h.Set("Content-Length", strconv.Itoa(len(body)))
+	w.WriteHeader(status)
+	_ = writeWithin(w, body, true) // who is gone needs no answer
+}
+
+// A reply is the answer to one tools/call over HTTP: plain JSON, or an event
+// stream from the first notice on. It is the call's [gateway.Stream].
+type reply struct {
+	w             http.ResponseWriter
+	plain, events bool // what the agent can read
+	gone          context.CancelCauseFunc
+	progress      progress
+
+	mu     sync.Mutex
+	stream bool // the headers of a stream are out
+	done   bool
+	quiet  *time.Timer
+}
+
+var _ gateway.Stream = (*reply)(nil)
+
+// Notify sends a notice of progress; others have no place in an answer.
+func (r *reply) Notify(ctx context.Context, method string, params json.RawMessage) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.done {
+		return errAnswered
+	}
+	notice := r.progress.notice(method, params)
+	if notice == nil || !r.events {
+		return ctx.Err()
+	}
+	if !r.stream {
+		r.open()
+	}
+	return r.send(notice, false)
+}
+
+// open starts the stream. From here on it is kept alive until finish.
+func (r *reply) open() {
+	r.stream = true
+	r.w.Header().Set("Content-Type", "text/event-stream")
+	r.w.WriteHeader(http.StatusOK)
+	r.quiet = time.AfterFunc(keepAlive, func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if !r.done && r.write([]byte(": still here\n\n"), false) == nil {
+			r.quiet.Reset(keepAlive)
+		}
+	})
+}
+
+func (r *reply) send(msg []byte, last bool) error {
+	if r.quiet != nil {
+		r.quiet.Reset(keepAlive)
+	}
+	return r.write(event(msg), last)
+}
+
+func (r *reply) write(p []byte, last bool) error {
+	err := writeWithin(r.w, p, last)
+	if err != nil {
+		r.gone(errReaderGone)
+	}
+	return err
+}
+
+// finish sends the answer, or with a nil body none, and ends the reply: nothing
+// is written after it returns.
+func (r *reply) finish(a answer) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.done = true
+	switch {
+	case a.body == nil && !r.stream:
+		r.w.WriteHeader(http.StatusAccepted)
+	case r.stream || !r.plain:
+		if !r.stream {
+			r.open()
+		}
+		if a.body != nil {
+			_ = r.send(a.body, true)
+		}
+	default:
+		writeJSON(r.w, a.status, a.body)
+	}
+	if r.quiet != nil {
+		r.quiet.Stop()
+	}
+}
+
+// event is one message as a server-sent event.
+func event(msg []byte) []byte {
+	b := make([]byte, 0, len(msg)+32)
+	b = append(b, "event: message\ndata: "...)
+	return append(append(b, oneLine(msg)...), "\n\n"...)
+}
+
+// progress rewrites notices of progress to the agent's own token.
+type progress struct {
+	token jsontext.Value // nil when the agent wants none
+	last  float64
+	any   bool
+}
+
+// notice is the notification for the agent, or nil for none. Progress must
+// grow: a value that does not, because it comes from another source than the
+// one before, is sent as the next number.
+func (p *progress) notice(method string, params json.RawMessage) []byte {
+	if method != "notifications/progress" || p.token == nil {
+		return nil
+	}
+	var in struct {
+		Progress jsontext.Value `json:"progress"`
+		Total    jsontext.Value `json:"total"`
+		Message  jsontext.Value `json:"message"`
+	}
+	if strict.Unmarshal(params, &in) != nil || in.Progress.Kind() != '0' {
+		return nil
+	}
+	v, err := strconv.ParseFloat(string(in.Progress), 64)
+	if err != nil {
+		return nil
+	}
+	value := []byte(in.Progress)
+	if p.any && v <= p.last {
+		if v = math.Nextafter(p.last, math.Inf(1)); math.IsInf(v, 0) {
+			return nil
+		}
+		value = strconv.AppendFloat(nil, v, 'g', -1, 64)
+	}
+	p.last, p.any = v, true
+
+	b := append([]byte(nil), `{"jsonrpc":"2.0","method":"notifications/progress","params":{"progressToken":`...)
+	b = append(append(append(b, p.token...), `,"progress":`...), value...)
+	if in.Total.Kind() == '0' {
+		b = append(append(b, `,"total":`...), in.Total...)
+	}
+	if in.Message.Kind() == '"' {
+		b = append(append(b, `,"message":`...), in.Message...)
+	}
+	return append(b, "}}"...)
+}

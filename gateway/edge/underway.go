@@ -1,0 +1,94 @@
+package edge
+
+import (
+	"context"
+	"sync"
+)
+
+// underway is what this replica is doing for each legacy session: its calls, so
+// that the session can cancel them, and its one stream of notices. The zero
+// value is ready. A session id is only ever used here after the gateway has
+// said that it is the caller's.
+type underway struct {
+	mu       sync.Mutex
+	sessions map[string]*session
+}
+
+type session struct {
+	calls  map[string]*task
+	stream *task
+}
+
+type task struct{ cancel context.CancelCauseFunc }
+
+// call remembers how to cancel a call until done is called. Of two calls with
+// one id the newer can be cancelled: ids are the client's to keep apart.
+func (u *underway) call(sid, id string, cancel context.CancelCauseFunc) (done func()) {
+	t := &task{cancel}
+	u.change(sid, func(s *session) { s.calls[id] = t })
+	return func() {
+		u.change(sid, func(s *session) {
+			if s.calls[id] == t {
+				delete(s.calls, id)
+			}
+		})
+	}
+}
+
+// stream makes this the session's stream, and ends the one before: a client
+// that reconnects is often back before we notice that it was gone.
+func (u *underway) stream(sid string, cancel context.CancelCauseFunc) (done func()) {
+	t := &task{cancel}
+	u.change(sid, func(s *session) {
+		if s.stream != nil {
+			s.stream.cancel(errReplaced)
+		}
+		s.stream = t
+	})
+	return func() {
+		u.change(sid, func(s *session) {
+			if s.stream == t {
+				s.stream = nil
+			}
+		})
+	}
+}
+
+// cancel ends the session's call with that id, if it has one.
+func (u *underway) cancel(sid, id string) {
+	u.change(sid, func(s *session) {
+		if t := s.calls[id]; t != nil {
+			t.cancel(errCancelled)
+		}
+	})
+}
+
+// end ends all that is under way for the session.
+func (u *underway) end(sid string) {
+	u.change(sid, func(s *session) {
+		for _, t := range s.calls {
+			t.cancel(errSessionEnd)
+		}
+		if s.stream != nil {
+			s.stream.cancel(errSessionEnd)
+		}
+	})
+}
+
+func (u *underway) change(sid string, f func(*session)) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	s := u.sessions[sid]
+	if s == nil {
+		s = &session{calls: map[string]*task{}}
+	}
+	f(s)
+	if len(s.calls) == 0 && s.stream == nil {
+		delete(u.sessions, sid)
+		return
+	}
+	if u.sessions == nil {
+		u.sessions = map[string]*session{}
+	}
+	u.sessions[sid] = s
+}
