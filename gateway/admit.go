@@ -134,7 +134,7 @@ func (g *Gateway) question(p Principal, t Task, tool Tool, a authz.Action, args 
 	return authz.Request{
 		Subject: authz.Subject{Principal: p.ID, Tenant: p.Tenant},
 		Task:    t.Kind, Tool: tool.ID(), Action: a, Args: args, Time: g.now(),
-		Scopes: []*authz.Scope{g.kinds[t.Kind].Scope, t.Scope},
+		Scopes: []*authz.Scope{g.kinds[t.Kind].Scope, t.Scope.Named("task " + t.ID)},
 	}
 }
 

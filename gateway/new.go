@@ -101,6 +101,7 @@ func New(c Config) (*Gateway, error) {
 		if k.Scope == nil {
 			return nil, fmt.Errorf("gateway: task kind %s has no scope", k.Name)
 		}
+		k.Scope = k.Scope.Named("task kind " + k.Name)
 		g.kinds[k.Name] = k
 	}
 	return g, nil

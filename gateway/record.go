@@ -366,11 +366,7 @@ func scopeHash(s *authz.Scope) string {
 	if s == nil {
 		return audit.Unknown
 	}
-	h, err := digestOf("toolbroker-scope-v1", s)
-	if err != nil {
-		return audit.Unknown
-	}
-	return h
+	return s.Hash()
 }
 
 func approvalEvent(r ApprovalRequest, v *Vote) *audit.Approval {

@@ -131,7 +131,7 @@ func (g *Gateway) newTask(starter, owner string, spec TaskSpec) (Task, error) {
 	id := newID("task")
 	if len(spec.Scope) > 0 {
 		var err error
-		if scope, err = scopeOf(spec.Scope); err != nil {
+		if scope, err = authz.NewScope(spec.Scope); err != nil {
 			return Task{}, bad("scope: %v", err)
 		}
 	}
@@ -271,13 +271,4 @@ func (g *Gateway) cleanUp(tenant, id string) {
 			g.Logger.Error("task ended, but not everything of it yet", "task", id, "what", part.what, "err", err)
 		}
 	}
-}
-
-func scopeOf(rows []authz.ScopeRow) (*authz.Scope, error) {
-	raw, err := json.Marshal(rows)
-	if err != nil {
-		return nil, err
-	}
-	s := new(authz.Scope)
-	return s, json.Unmarshal(raw, s)
 }
