@@ -33,8 +33,8 @@ func (c *Config) fill() {
 	if c.Replica == "" {
 		c.Replica = "replica"
 	}
-	if c.Keys == "" && c.DataDir != "" {
-		c.Keys = c.DataDir + "/keys"
+	if c.SealKey == "" && c.DataDir != "" {
+		c.SealKey = c.DataDir + "/seal.key"
 	}
 	if c.Audit.Dir == "" && c.DataDir != "" {
 		c.Audit.Dir = c.DataDir + "/audit"
@@ -42,27 +42,11 @@ func (c *Config) fill() {
 	if c.Audit.Origin == "" {
 		c.Audit.Origin = "toolbroker/" + c.Replica
 	}
-	for _, l := range []*Listener{&c.Agent, &c.Console} {
-		if l.PublicURL == "" {
-			l.PublicURL = l.Scheme() + "://" + l.Listen
-		}
-	}
-	if c.Approvals.Link == "" {
-		c.Approvals.Link = c.Console.PublicURL
-	}
 	for i := range c.Servers {
 		if s := &c.Servers[i].Credential; s.Class == "" {
 			s.Class = map[string]string{"kv": "static", "leased": "revocable"}[s.Engine]
 		}
 	}
-}
-
-// Scheme is https where the listener holds a certificate or a proxy does.
-func (l Listener) Scheme() string {
-	if l.TLS.Cert != "" || l.TLSProxy != "" {
-		return "https"
-	}
-	return "http"
 }
 
 func (c *Config) check(d *decoder) {
@@ -85,7 +69,9 @@ func (c *Config) check(d *decoder) {
 	d.within("approvals.hold", c.Approvals.Hold, 0, 25*time.Second, "clients give up on a call that answers later")
 	d.within("approvals.expire", c.Approvals.Expire, time.Second, 30*24*time.Hour, "")
 	d.within("approvals.use_window", c.Approvals.UseWindow, time.Second, 24*time.Hour, "")
-	d.url("approvals.link", c.Approvals.Link)
+	if d.has("approvals.link") {
+		d.url("approvals.link", c.Approvals.Link)
+	}
 	d.count("limits.calls_per_second", c.Limits.CallsPerSecond, 100_000)
 	d.count("limits.held_per_principal", c.Limits.HeldPerPrincipal, 10_000)
 	d.count("limits.held_per_tenant", c.Limits.HeldPerTenant, 100_000)
@@ -117,20 +103,27 @@ func (c *Config) checkListeners(d *decoder) {
 	listener("agent", c.Agent.Listen, c.Agent.TLS, c.Agent.TLSProxy)
 	listener("console", c.Console.Listen, c.Console.TLS, c.Console.TLSProxy)
 	listener("management", c.Management.Listen, c.Management.TLS, c.Management.TLSProxy)
-	for key, l := range map[string]Listener{"agent": c.Agent, "console": c.Console} {
-		d.url(key+".public_url", l.PublicURL)
-		if l.MaxBody < 1<<10 || l.MaxBody > 64<<20 {
-			d.at(key+".max_body", "write a size from 1KiB to 64MiB", "is out of range")
+	public := func(key, u string, forwarded bool, proxy string, hosts []string) {
+		if d.has(key + ".public_url") {
+			d.url(key+".public_url", u)
 		}
-		for i, o := range l.Origins {
-			if u, err := url.Parse(o); err != nil || u.Host == "" || u.Path != "" || (u.Scheme != "http" && u.Scheme != "https") {
-				d.at(fmt.Sprintf("%s.origins[%d]", key, i), "write scheme://host, such as https://app.example.com", "%q is not an origin", o)
-			}
+		if forwarded && proxy == "" {
+			d.at(key+".trust_forwarded", "name it in tls_proxy", "there is no proxy whose word could be taken")
 		}
-		for i, h := range l.Hosts {
+		for i, h := range hosts {
 			if strings.ContainsAny(h, "/ *") || h == "" {
 				d.at(fmt.Sprintf("%s.hosts[%d]", key, i), "write the host as a Host header names it", "%q is not a host", h)
 			}
+		}
+	}
+	public("agent", c.Agent.PublicURL, c.Agent.TrustForwarded, c.Agent.TLSProxy, c.Agent.Hosts)
+	public("console", c.Console.PublicURL, c.Console.TrustForwarded, c.Console.TLSProxy, c.Console.Hosts)
+	if b := c.Agent.MaxBody; b < 1<<10 || b > 64<<20 {
+		d.at("agent.max_body", "write a size from 1KiB to 64MiB", "is out of range")
+	}
+	for i, o := range c.Agent.Origins {
+		if u, err := url.Parse(o); err != nil || u.Host == "" || u.Path != "" || (u.Scheme != "http" && u.Scheme != "https") {
+			d.at(fmt.Sprintf("agent.origins[%d]", i), "write scheme://host, such as https://app.example.com", "%q is not an origin", o)
 		}
 	}
 }

@@ -21,11 +21,11 @@ import (
 // absolute once loaded.
 type Config struct {
 	DataDir    Path       `yaml:"data_dir"`   // this replica's own files; created 0700
-	Keys       Path       `yaml:"keys"`       // the keys all replicas share; default: keys under data_dir
+	SealKey    Path       `yaml:"seal_key"`   // what lies in Redis is sealed with it; the same on every replica; default: seal.key under data_dir
 	Replica    string     `yaml:"replica"`    // this process's name among the replicas; default: the host's
 	Log        Log        `yaml:"log"`        // what goes to standard error
 	Agent      Listener   `yaml:"agent"`      // the agents' door: /mcp and /v1/tasks
-	Console    Listener   `yaml:"console"`    // the operators' page and the admin API
+	Console    Console    `yaml:"console"`    // the operators' page and the admin API
 	Management Management `yaml:"management"` // /healthz, /readyz, /metrics
 	Redis      Redis      `yaml:"redis"`      // state shared by the replicas
 	Audit      Audit      `yaml:"audit"`      // the log
@@ -54,15 +54,26 @@ type TLS struct {
 	Key  Path `yaml:"key"`  // PEM, 0600
 }
 
-// Listener is one address that serves HTTP.
+// Listener is the agents' door.
 type Listener struct {
-	Listen    string   `yaml:"listen"`     // HOST:PORT
-	PublicURL string   `yaml:"public_url"` // what callers type; default: made from listen
-	TLS       TLS      `yaml:"tls"`
-	TLSProxy  string   `yaml:"tls_proxy"` // who terminates TLS in front, if not we
-	Hosts     []string `yaml:"hosts"`     // Host headers answered, beside the listener's own
-	Origins   []string `yaml:"origins"`   // Origin headers answered, beside the listener's own
-	MaxBody   Size     `yaml:"max_body"`  // of one request
+	Listen         string   `yaml:"listen"`     // HOST:PORT
+	PublicURL      string   `yaml:"public_url"` // what agents type, without /mcp; default: made from listen
+	TLS            TLS      `yaml:"tls"`
+	TLSProxy       string   `yaml:"tls_proxy"`       // who terminates TLS in front, if not we
+	TrustForwarded bool     `yaml:"trust_forwarded"` // the proxy appends its peer to X-Forwarded-For
+	Hosts          []string `yaml:"hosts"`           // Host headers answered, beside the listener's own
+	Origins        []string `yaml:"origins"`         // Origin headers answered, beside the listener's own
+	MaxBody        Size     `yaml:"max_body"`        // of one request
+}
+
+// Console is the operators' listener.
+type Console struct {
+	Listen         string   `yaml:"listen"`
+	PublicURL      string   `yaml:"public_url"`
+	TLS            TLS      `yaml:"tls"`
+	TLSProxy       string   `yaml:"tls_proxy"`
+	TrustForwarded bool     `yaml:"trust_forwarded"`
+	Hosts          []string `yaml:"hosts"`
 }
 
 // Management is the listener for probes and metrics.
@@ -197,6 +208,7 @@ type Credential struct {
 	Engine  string            `yaml:"engine"`  // kv or leased
 	Mount   string            `yaml:"mount"`   // where the engine is mounted
 	Path    string            `yaml:"path"`    // what to read there
+	Params  map[string]string `yaml:"params"`  // sent along, to engines that are written to
 	Class   string            `yaml:"class"`   // revocable or ttl-bound; default by engine
 	Mode    string            `yaml:"mode"`    // one per call, or one per task
 	Headers map[string]string `yaml:"headers"` // name: template, such as "Bearer {{.token}}"
@@ -211,8 +223,8 @@ func (c Credential) IsZero() bool { return c.Engine == "" }
 func Default() *Config {
 	return &Config{
 		Log:        Log{Level: "info"},
-		Agent:      Listener{Listen: "127.0.0.1:8080", MaxBody: 4 << 20},
-		Console:    Listener{Listen: "127.0.0.1:8081", MaxBody: 1 << 20},
+		Agent:      Listener{Listen: "127.0.0.1:8080", MaxBody: 1 << 20},
+		Console:    Console{Listen: "127.0.0.1:8081"},
 		Management: Management{Listen: "127.0.0.1:8082"},
 		Audit:      Audit{CheckpointEvery: 10 * time.Second},
 		Policy:     Policy{Watch: true},

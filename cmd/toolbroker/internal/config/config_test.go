@@ -83,7 +83,7 @@ func TestSmallestFileStays(t *testing.T) {
 	if len(problems) > 0 {
 		t.Fatal(problems)
 	}
-	if c.Agent.Listen != "127.0.0.1:8080" || c.Console.PublicURL != "http://127.0.0.1:8081" || !c.Redis.Embedded ||
+	if c.Agent.Listen != "127.0.0.1:8080" || c.Console.Listen != "127.0.0.1:8081" || !c.Redis.Embedded ||
 		!strings.HasSuffix(string(c.Policy.File), "/x/policy.csv") || !strings.HasSuffix(string(c.Audit.Dir), "/x/data/audit") {
 		t.Errorf("%+v", c)
 	}
@@ -108,6 +108,7 @@ func TestProblemsNameLineAndWayOut(t *testing.T) {
 		"management too":          {small + "management: {listen: '10.0.0.1:9'}\n", `plaintext off loopback`},
 		"same address":            {small + "console: {listen: '127.0.0.1:8080'}\n", `c.yaml:9: error: console.listen: 127.0.0.1:8080 is agent's address already; every listener has an address of its own`},
 		"no port":                 {small + "agent: {listen: localhost}\n", `"localhost" is not an address`},
+		"nobody's word":           {small + "console: {trust_forwarded: true}\n", `c.yaml:9: error: console.trust_forwarded: there is no proxy`},
 		"half a certificate":      {small + "agent: {tls: {cert: a}}\n", `c.yaml:9: error: agent.tls: needs both cert and key`},
 		"other word for embedded": {strings.Replace(small, "embedded", "embeded", 1), `c.yaml:2: error: redis: "embeded" is no Redis; write`},
 		"plaintext redis":         {strings.Replace(small, "redis: embedded", "redis: {url: 'redis://10.0.0.1:6379'}", 1), `c.yaml:2: error: redis.url: would speak plaintext off loopback; use rediss://, or name`},
