@@ -1,0 +1,74 @@
+package audit
+
+// A kind is what every event of one type has in common.
+type kind struct {
+	code     string // stable; the last letter says how loud: I, W, E or A (alert)
+	phase    string // intent, decision, outcome or state
+	severity string // info, low, medium, high or critical
+	class    string // denial, escalation, override or none
+}
+
+// catalogue gives every type its row. A code is never given to another type,
+// not even when its own is gone.
+var catalogue = map[Type]kind{
+	TaskStarted:      {"TG1001I", "state", "info", "none"},
+	TaskStartRefused: {"TG1002W", "decision", "medium", "denial"},
+	TaskEnded:        {"TG1003I", "state", "info", "none"},
+	TaskExpired:      {"TG1004I", "state", "info", "none"},
+
+	CallAllowed:   {"TG2001I", "decision", "info", "none"},
+	CallHeld:      {"TG2002I", "decision", "low", "none"},
+	CallDenied:    {"TG2003W", "decision", "medium", "denial"},
+	CallCompleted: {"TG2004I", "outcome", "info", "none"},
+	CallFailed:    {"TG2005E", "outcome", "low", "none"},
+	CallCancelled: {"TG2006W", "outcome", "low", "none"},
+	CallInDoubt:   {"TG2007A", "outcome", "high", "escalation"},
+	ListFiltered:  {"TG2008I", "decision", "info", "none"},
+
+	ToolsSeen:    {"TG2101I", "state", "info", "none"},
+	ToolsChanged: {"TG2102W", "state", "medium", "escalation"},
+	ServerDown:   {"TG2103E", "state", "medium", "none"},
+	ServerUp:     {"TG2104I", "state", "info", "none"},
+
+	ApprovalRequested:      {"TG3001I", "state", "medium", "escalation"},
+	ApprovalViewed:         {"TG3002I", "state", "info", "none"},
+	ApprovalVote:           {"TG3003I", "decision", "medium", "none"},
+	ApprovalVoteRefused:    {"TG3004W", "decision", "medium", "denial"},
+	ApprovalGranted:        {"TG3005I", "decision", "medium", "none"},
+	ApprovalDenied:         {"TG3006W", "decision", "medium", "denial"},
+	ApprovalExpired:        {"TG3007W", "state", "low", "denial"},
+	ApprovalCancelled:      {"TG3008I", "state", "low", "none"},
+	ApprovalVoided:         {"TG3009W", "state", "medium", "denial"},
+	ApprovalConsumed:       {"TG3010I", "state", "medium", "none"},
+	ApprovalConsumeRefused: {"TG3011W", "decision", "high", "denial"},
+
+	SecretRequested:    {"TG4001I", "intent", "info", "none"},
+	SecretIssued:       {"TG4002I", "state", "info", "none"},
+	SecretRefused:      {"TG4003W", "decision", "medium", "denial"},
+	SecretRevoked:      {"TG4004I", "outcome", "info", "none"},
+	SecretExpired:      {"TG4005I", "outcome", "low", "none"},
+	SecretDisclosed:    {"TG4006W", "outcome", "low", "none"},
+	SecretRevokeFailed: {"TG4007A", "outcome", "critical", "escalation"},
+	ResponseRedacted:   {"TG4008W", "outcome", "high", "none"},
+
+	PolicyLoaded:   {"TG5001I", "state", "medium", "none"},
+	PolicyRejected: {"TG5002E", "state", "medium", "none"},
+
+	IdentityRejected: {"TG6001W", "decision", "low", "denial"},
+	RateLimited:      {"TG6002W", "decision", "low", "denial"},
+
+	OperatorLogin:       {"TG7001I", "state", "info", "none"},
+	OperatorLoginFailed: {"TG7002W", "decision", "medium", "denial"},
+	OperatorLogout:      {"TG7003I", "state", "info", "none"},
+	OperatorRefused:     {"TG7004W", "decision", "medium", "denial"},
+
+	AuditStarted:   {"TG9001I", "state", "info", "none"},
+	AuditStopped:   {"TG9002I", "state", "info", "none"},
+	AuditRecovered: {"TG9003E", "state", "high", "none"},
+	AuditQueried:   {"TG9004I", "state", "info", "none"},
+	AuditDegraded:  {"TG9005A", "state", "critical", "none"},
+}
+
+// outcome reports whether events of this type say how something ended that had
+// already begun. They alone may use the reserve when the disk is full.
+func (t Type) outcome() bool { return catalogue[t].phase == "outcome" }
