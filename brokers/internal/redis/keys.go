@@ -34,12 +34,17 @@ var (
 	ApprovalsLately = Kind{name: "approvals-lately"}         // ZSET: final requests by end, ms
 	ApprovalsTask   = Kind{name: "approvals-task", ids: 1}   // SET: a task's open requests
 	ApprovalsOver   = Kind{name: "approvals-over", ids: 1}   // STRING: the task is over, nothing is asked for it any more
+	ApprovalsMoves  = Kind{name: "approvals-moves"}          // HASH: n, counts every transition
 	ApprovalsFinger = Kind{name: "approvals-finger", ids: 1} // STRING: the request that a fingerprint attaches to
 
 	Lease      = Kind{name: "lease", ids: 1}       // one lease of the ledger
 	LeasesDue  = Kind{name: "leases-due"}          // ZSET: open leases by expiry, ms
 	LeasesTask = Kind{name: "leases-task", ids: 1} // SET: a task's open leases
 	LeasesCall = Kind{name: "leases-call", ids: 1} // SET: a call's open leases
+
+	LeasesBoot  = Kind{name: "leases-boot", ids: 2}        // SET: open leases of a replica's boot
+	LeasesOver  = Kind{name: "leases-over", ids: 1}        // STRING: the task is over, nothing is issued for it any more
+	LeasesAlive = Kind{name: "leases-alive", shared: true} // ZSET: replica/boot by when it was last heard of, ms
 
 	OperatorSession = Kind{name: "operator-session", ids: 1, shared: true} // by digest of its token
 	OperatorTries   = Kind{name: "operator-tries", ids: 1, shared: true}   // failed logins
