@@ -1,0 +1,18 @@
+//go:build unix && !linux
+
+package servers
+
+import (
+	"os"
+	"syscall"
+)
+
+// ownGroup puts a child into a process group of its own. When we are killed it
+// sees the end of its input and nothing more.
+func ownGroup() *syscall.SysProcAttr { return &syscall.SysProcAttr{Setpgid: true} }
+
+func killGroup(p *os.Process)      { _ = syscall.Kill(-p.Pid, syscall.SIGKILL) }
+func terminateGroup(p *os.Process) { _ = syscall.Kill(-p.Pid, syscall.SIGTERM) }
+
+// awaitExit reaps the process: what it left in its group is killed after that.
+func awaitExit(p *os.Process) { _, _ = p.Wait() }

@@ -1,0 +1,409 @@
+package servers
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"net"
+	"net/http"
+	"strconv"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/mark3labs/mcp-go/mcp"
+
+	"toolbroker/gateway"
+)
+
+const (
+	goodbye     = 2 * time.Second        // for a last message to a server
+	drain       = 250 * time.Millisecond // for the end of a stream behind its answer
+	maxAsks     = 16                     // requests of a server's that are answered during one of ours
+	maxSmall    = 64 << 10               // of a body that nobody needs
+	maxSession  = 1024
+	contentJSON = "application/json"
+	contentSSE  = "text/event-stream"
+)
+
+// statusError is an HTTP status that is no answer.
+type statusError int
+
+func (s statusError) Error() string { return "the server answered HTTP " + strconv.Itoa(int(s)) }
+
+// web is a link over Streamable HTTP. In the modern era it is an address and
+// nothing to close; in the legacy era it is one session.
+type web struct {
+	s       *server
+	modern  bool
+	headers map[string]gateway.Secret // the lease's, on every request of this link
+	version string                    // negotiated, in the legacy era
+	session string                    // "" where the server keeps none
+	gone    atomic.Bool
+}
+
+func (w *web) dead() bool            { return w.gone.Load() }
+func (w *web) settle(version string) { w.version = version }
+
+func (w *web) speaks() era {
+	if w.modern {
+		return modernEra
+	}
+	return legacyEra
+}
+
+// request makes a request with what every request of this link carries.
+func (w *web) request(ctx context.Context, verb string, body []byte) (*http.Request, *upload, error) {
+	if len(w.headers) > 0 && w.s.plaintext {
+		return nil, nil, notSent(errors.New("a credential is not sent over plain http"))
+	}
+	u := &upload{}
+	r, err := http.NewRequestWithContext(ctx, verb, w.s.URL, nil)
+	if err != nil {
+		return nil, nil, notSent(errors.New("the server's URL is no good"))
+	}
+	if body != nil {
+		r.Body, r.ContentLength = u.body(body), int64(len(body))
+		// The transport takes this only where nothing was written yet: an idle
+		// connection that turned out to be closed.
+		r.GetBody = func() (io.ReadCloser, error) {
+			u.read.Store(false)
+			return u.body(body), nil
+		}
+		r.Header.Set("Content-Type", contentJSON)
+	}
+	for name, value := range w.headers {
+		r.Header.Set(name, value.Reveal())
+	}
+	// Ours come last, so that no binding can change what a request means.
+	r.Header.Set("Accept", contentJSON+", "+contentSSE)
+	r.Header.Set("User-Agent", "toolbroker/"+w.s.version)
+	if w.version != "" {
+		r.Header.Set(mcp.HeaderProtocolVersion, w.version)
+	}
+	if w.session != "" {
+		r.Header.Set(mcp.HeaderSessionID, w.session)
+	}
+	return r, u, nil
+}
+
+// upload knows whether any of a request's body was taken. The transport takes
+// a body only once it has a connection to write it to.
+type upload struct{ read atomic.Bool }
+
+func (u *upload) body(b []byte) io.ReadCloser { return &uploading{bytes.NewReader(b), u} }
+
+type uploading struct {
+	r *bytes.Reader
+	u *upload
+}
+
+func (u *uploading) Read(p []byte) (int, error) {
+	u.u.read.Store(true)
+	return u.r.Read(p)
+}
+
+func (*uploading) Close() error { return nil }
+
+// send does the round trip. The transport follows no redirect and keeps no
+// cookie: that is for http.Client, which is not used.
+func (w *web) send(ctx context.Context, r *http.Request, u *upload) (*http.Response, error) {
+	resp, err := w.s.transport.RoundTrip(r)
+	if err == nil {
+		return resp, nil
+	}
+	sent := u.read.Load()
+	switch {
+	case ctx.Err() != nil:
+		err = fmt.Errorf("waiting for the server: %w", ctx.Err())
+	case !sent:
+		err = fmt.Errorf("reach the server: %w", err)
+	default:
+		err = broken(err) // what net/http says may quote the server
+	}
+	if !sent {
+		err = notSent(err)
+	}
+	return nil, err
+}
+
+// broken says how a connection broke, in our words.
+func broken(err error) error {
+	switch {
+	case errors.Is(err, errTooBig), errors.Is(err, errStreamEnded):
+		return err
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
+		return errors.New("the server closed the connection before its answer was whole")
+	case errors.Is(err, net.ErrClosed):
+		return errors.New("the connection was closed")
+	}
+	return errors.New("the server's reply is not valid HTTP")
+}
+
+func (w *web) do(ctx context.Context, c call) (message, error) {
+	id := w.s.ids.Add(1)
+	// The request outlives this function for as long as the end of its stream
+	// is read, so that its connection can be used again.
+	inner, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, cancel)
+	finish := func() { stop(); cancel() }
+
+	r, u, err := w.request(inner, http.MethodPost, frame(id, c.method, c.params))
+	if err != nil {
+		finish()
+		return message{}, err
+	}
+	if w.modern {
+		r.Header.Set(mcp.HeaderProtocolVersion, mcp.ProtocolVersion20260728)
+		r.Header.Set(mcp.HeaderMethod, c.method)
+		for name, value := range c.header {
+			r.Header.Set(name, value)
+		}
+	}
+	resp, err := w.send(ctx, r, u)
+	if err == nil {
+		var m message
+		if m, err = w.receive(ctx, resp, id, c); err == nil {
+			stop()
+			end := func() {
+				t := time.AfterFunc(drain, cancel)
+				_, _ = io.CopyN(io.Discard, resp.Body, maxSmall)
+				t.Stop()
+				resp.Body.Close()
+				cancel()
+			}
+			if resp.ContentLength >= 0 {
+				end() // it has been read
+			} else {
+				w.s.tidy(end)
+			}
+			return m, nil
+		}
+		if ctx.Err() != nil {
+			err = fmt.Errorf("waiting for the server: %w", ctx.Err())
+		}
+		cancel()
+		resp.Body.Close()
+	}
+	finish()
+	// In the modern era the closed stream says it.
+	if ctx.Err() != nil && !w.modern && c.method != "initialize" && u.read.Load() {
+		w.s.tidy(func() {
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), goodbye)
+			defer cancel()
+			_ = w.note(ctx, "notifications/cancelled", cancelled(id))
+		})
+	}
+	return message{}, err
+}
+
+func cancelled(id int64) json.RawMessage {
+	return json.RawMessage(`{"requestId":` + strconv.FormatInt(id, 10) + `,"reason":"cancelled"}`)
+}
+
+// receive reads the answer to request id out of a response.
+func (w *web) receive(ctx context.Context, resp *http.Response, id int64, c call) (message, error) {
+	kind, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type"))
+	encoded := resp.Header.Get("Content-Encoding") != ""
+	if resp.StatusCode != http.StatusOK {
+		return w.refused(resp, id, kind == contentJSON && !encoded)
+	}
+	if encoded {
+		return message{}, errRubbish // nobody asked for that
+	}
+	if c.method == "initialize" {
+		if w.session = resp.Header.Get(mcp.HeaderSessionID); len(w.session) > maxSession {
+			w.session = ""
+			return message{}, errRubbish
+		}
+	}
+	switch kind {
+	case contentJSON:
+		body, err := readBody(resp.Body, resp.ContentLength, w.s.MaxResponse)
+		if err != nil {
+			return message{}, broken(err)
+		}
+		return answerTo(id, body)
+	case contentSSE:
+		return w.follow(ctx, resp.Body, id, c)
+	}
+	return message{}, errors.New("the server answered with something that is neither JSON nor an event stream")
+}
+
+// refused reads an answer that came with a bad status: a JSON-RPC error, if it
+// is one.
+func (w *web) refused(resp *http.Response, id int64, mayAnswer bool) (message, error) {
+	status := statusError(resp.StatusCode)
+	// A 401 or 403 is about our credential, and nothing for the agent.
+	if mayAnswer && status >= 400 && status != http.StatusUnauthorized && status != http.StatusForbidden {
+		if body, err := readBody(resp.Body, resp.ContentLength, min(maxSmall, w.s.MaxResponse)); err == nil {
+			if m, err := answerTo(id, body); err == nil && m.fault != nil {
+				return m, nil
+			}
+		}
+	}
+	if w.session != "" && (status == http.StatusNotFound || status == http.StatusBadRequest) {
+		w.gone.Store(true) // the server does not know the session any more
+	}
+	return message{}, status
+}
+
+// answerTo reads the one message that must be the answer to id.
+func answerTo(id int64, data []byte) (message, error) {
+	m, err := parse(data)
+	if err != nil {
+		return message{}, err
+	}
+	if !m.response() || string(m.id) != strconv.FormatInt(id, 10) {
+		return message{}, errors.New("the server answered something else than it was asked")
+	}
+	return m, nil
+}
+
+// follow reads a stream up to the answer to id.
+func (w *web) follow(ctx context.Context, body io.Reader, id int64, c call) (message, error) {
+	var found message
+	asks := 0
+	err := readEvents(body, w.s.MaxResponse, func(data []byte) (bool, error) {
+		if len(data) == 0 {
+			return false, nil // legacy servers open a stream with an empty event
+		}
+		m, err := parse(data)
+		switch {
+		case err != nil:
+			return false, err
+		case m.response():
+			found, err = answerTo(id, data)
+			return true, err
+		case m.method == "notifications/progress":
+			if c.progress != nil && hasToken(m.params, c.token) {
+				return false, c.progress(m.params)
+			}
+		case m.notification():
+			w.s.heard(m.method)
+		default:
+			if asks++; asks > maxAsks {
+				return false, errors.New("the server asks too much")
+			}
+			return false, w.post(ctx, answer(m))
+		}
+		return false, nil
+	})
+	if err != nil {
+		if _, ours := errors.AsType[net.Error](err); ours || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+			err = broken(err)
+		}
+		return message{}, err
+	}
+	return found, nil
+}
+
+func (w *web) note(ctx context.Context, method string, params json.RawMessage) error {
+	return w.post(ctx, frame(0, method, params))
+}
+
+// post sends a message to which there is no answer.
+func (w *web) post(ctx context.Context, body []byte) error {
+	r, u, err := w.request(ctx, http.MethodPost, body)
+	if err != nil {
+		return err
+	}
+	resp, err := w.send(ctx, r, u)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode/100 != 2 {
+		return statusError(resp.StatusCode)
+	}
+	_, _ = io.CopyN(io.Discard, resp.Body, maxSmall)
+	return nil
+}
+
+// check asks whether a session that was idle is still there, before anything
+// that must not be sent twice goes over it.
+func (w *web) check(ctx context.Context) {
+	if w.session == "" {
+		return
+	}
+	_, err := w.do(ctx, call{method: "ping"})
+	if _, ok := errors.AsType[statusError](err); ok {
+		w.gone.Store(true)
+	}
+}
+
+func (w *web) close(ctx context.Context) {
+	if w.session == "" || w.gone.Swap(true) {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), goodbye)
+	defer cancel()
+	r, u, err := w.request(ctx, http.MethodDelete, nil)
+	if err != nil {
+		return
+	}
+	if resp, err := w.send(ctx, r, u); err == nil { // a server may refuse; then the session ages
+		resp.Body.Close()
+	}
+}
+
+var errNotOffered = errors.New("the server offers no notifications")
+
+// listen opens a stream of notifications, calls open when it stands, and
+// changed for each that says that the list of tools changed, until it ends.
+func (w *web) listen(ctx context.Context, open, changed func()) error {
+	var r *http.Request
+	var u *upload
+	var err error
+	id := w.s.ids.Add(1)
+	if w.modern {
+		r, u, err = w.request(ctx, http.MethodPost, frame(id, "subscriptions/listen",
+			fmt.Appendf(nil, `{"notifications":{"toolsListChanged":true},"_meta":{%s}}`, w.s.meta)))
+		if err == nil {
+			r.Header.Set(mcp.HeaderProtocolVersion, mcp.ProtocolVersion20260728)
+			r.Header.Set(mcp.HeaderMethod, "subscriptions/listen")
+		}
+	} else {
+		r, u, err = w.request(ctx, http.MethodGet, nil)
+		if err == nil {
+			r.Header.Set("Accept", contentSSE)
+		}
+	}
+	if err != nil {
+		return err
+	}
+	resp, err := w.send(ctx, r, u)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if kind, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type")); resp.StatusCode != http.StatusOK || kind != contentSSE {
+		return errNotOffered
+	}
+	if !w.modern {
+		open()
+	}
+	return readEvents(resp.Body, w.s.MaxResponse, func(data []byte) (bool, error) {
+		if len(data) == 0 {
+			return false, nil
+		}
+		m, err := parse(data)
+		switch {
+		case err != nil:
+			return false, err
+		case m.response():
+			return true, nil // the server ends the subscription
+		case m.method == "notifications/subscriptions/acknowledged":
+			open()
+		case m.method == "notifications/tools/list_changed":
+			changed()
+		case !m.notification():
+			return false, w.post(ctx, answer(m))
+		}
+		return false, nil
+	})
+}

@@ -1,0 +1,240 @@
+package servers
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+)
+
+const (
+	maxLinks   = 256              // sessions or children per server; the idlest makes room
+	remembered = 10 * time.Minute // how long an ended task is refused here
+)
+
+var (
+	errClosed   = errors.New("the gateway is shutting down")
+	errTaskOver = errors.New("the task has ended")
+	errFull     = errors.New("the server has as many sessions as it may")
+)
+
+// A key is whom a session or a child is for. Nothing is shared across keys.
+type key struct{ server, tenant, task, principal, session, lease string }
+
+// A pool keeps the links that outlive a call: legacy sessions and children.
+// All die with the process; a server forgets its sessions by itself.
+type pool struct {
+	mu     sync.Mutex
+	links  map[key]*pooled
+	ended  map[[2]string]time.Time // tenant and task
+	closed bool
+	stale  time.Duration // a session that was idle for longer is asked whether it is still there
+	tidy   func(func())
+}
+
+type pooled struct {
+	ready chan struct{} // closed when link or err is set
+	link  link
+	err   error
+	users int
+	idle  time.Time // since when nobody uses it
+	gone  bool      // out of the pool: close it when it is ready
+}
+
+// take returns the link for k, and what gives it back. With once the link is
+// closed then; else it stays for the next call. Opening is shared, and goes on
+// without the caller that asked for it first.
+func (p *pool) take(ctx context.Context, k key, once bool, open func(context.Context) (link, error)) (link, func(), error) {
+	for range 2 {
+		e, err := p.entry(ctx, k, open)
+		if err != nil {
+			return nil, nil, err
+		}
+		select {
+		case <-e.ready:
+		case <-ctx.Done():
+			p.give(k, e, once)
+			return nil, nil, ctx.Err()
+		}
+		if e.err != nil {
+			p.drop(k, e)
+			return nil, nil, e.err
+		}
+		if w, ok := e.link.(*web); ok && p.wasIdle(e) {
+			w.check(ctx)
+		}
+		if !e.link.dead() {
+			return e.link, func() { p.give(k, e, once) }, nil
+		}
+		p.drop(k, e)
+	}
+	return nil, nil, errors.New("the server ends its sessions as soon as they are open")
+}
+
+func (p *pool) entry(ctx context.Context, k key, open func(context.Context) (link, error)) (*pooled, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		return nil, errClosed
+	}
+	if _, over := p.ended[[2]string{k.tenant, k.task}]; over {
+		return nil, errTaskOver
+	}
+	if e := p.links[k]; e != nil {
+		e.users++
+		return e, nil
+	}
+	if !p.room(k.server) {
+		return nil, errFull
+	}
+	e := &pooled{ready: make(chan struct{}), users: 1, idle: time.Now()}
+	p.links[k] = e
+	p.tidy(func() {
+		l, err := open(context.WithoutCancel(ctx))
+		p.mu.Lock()
+		e.link, e.err = l, err
+		gone := e.gone
+		close(e.ready)
+		p.mu.Unlock()
+		if gone && l != nil {
+			l.close(context.Background())
+		}
+	})
+	return e, nil
+}
+
+// room makes room for one more link to a server.
+func (p *pool) room(server string) bool {
+	n := 0
+	var oldest key
+	var found *pooled
+	for k, e := range p.links {
+		if k.server != server {
+			continue
+		}
+		if n++; e.users == 0 && (found == nil || e.idle.Before(found.idle)) {
+			oldest, found = k, e
+		}
+	}
+	if n < maxLinks {
+		return true
+	}
+	if found != nil {
+		p.out(oldest, found)
+	}
+	return found != nil
+}
+
+func (p *pool) wasIdle(e *pooled) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return e.users == 1 && time.Since(e.idle) > p.stale
+}
+
+// give notes that a user is done. A link for one call is closed before this
+// returns: its credential is given back next.
+func (p *pool) give(k key, e *pooled, once bool) {
+	p.mu.Lock()
+	e.users--
+	e.idle = time.Now()
+	last := once && e.users == 0 && !e.gone
+	if last {
+		e.gone = true
+		delete(p.links, k)
+	}
+	p.mu.Unlock()
+	if last && isReady(e) && e.link != nil {
+		e.link.close(context.Background())
+	}
+}
+
+// drop forgets a link that is no good.
+func (p *pool) drop(k key, e *pooled) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	e.users--
+	p.out(k, e)
+}
+
+// out takes a link out of the pool and has it closed. p.mu is held.
+func (p *pool) out(k key, e *pooled) {
+	if e.gone {
+		return
+	}
+	e.gone = true
+	if p.links[k] == e {
+		delete(p.links, k)
+	}
+	if isReady(e) && e.link != nil {
+		p.tidy(func() { e.link.close(context.Background()) })
+	}
+}
+
+func isReady(e *pooled) bool {
+	select {
+	case <-e.ready:
+		return true
+	default:
+		return false
+	}
+}
+
+// endTask closes all that a task has here, and lets it have nothing more.
+func (p *pool) endTask(ctx context.Context, tenant, task string) {
+	p.mu.Lock()
+	p.ended[[2]string{tenant, task}] = time.Now()
+	p.mu.Unlock()
+	p.closeWhere(ctx, func(k key) bool { return k.tenant == tenant && k.task == task })
+}
+
+func (p *pool) close(ctx context.Context) {
+	p.mu.Lock()
+	p.closed = true
+	p.mu.Unlock()
+	p.closeWhere(ctx, func(key) bool { return true })
+}
+
+// closeWhere closes links, all at once, and returns when they are closed or
+// ctx ends.
+func (p *pool) closeWhere(ctx context.Context, which func(key) bool) {
+	var wait []*pooled
+	p.mu.Lock()
+	for k, e := range p.links {
+		if which(k) {
+			e.gone = true
+			delete(p.links, k)
+			wait = append(wait, e)
+		}
+	}
+	p.mu.Unlock()
+	done := make(chan struct{})
+	var all sync.WaitGroup
+	for _, e := range wait {
+		all.Go(func() {
+			if isReady(e) && e.link != nil { // else whoever opens it closes it
+				e.link.close(ctx)
+			}
+		})
+	}
+	go func() { all.Wait(); close(done) }()
+	select {
+	case <-done:
+	case <-ctx.Done():
+	}
+}
+
+// sweep closes what nobody used for a while.
+func (p *pool) sweep(idle time.Duration) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for k, e := range p.links {
+		if e.users == 0 && time.Since(e.idle) > idle {
+			p.out(k, e)
+		}
+	}
+	for t, at := range p.ended {
+		if time.Since(at) > remembered {
+			delete(p.ended, t)
+		}
+	}
+}

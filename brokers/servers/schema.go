@@ -1,0 +1,340 @@
+package servers
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/go-json-experiment/json/jsontext"
+	"github.com/santhosh-tekuri/jsonschema/v6"
+	"github.com/santhosh-tekuri/jsonschema/v6/kind"
+)
+
+// nowhere refuses to fetch what a schema refers to: no file, no network.
+type nowhere struct{}
+
+func (nowhere) Load(string) (any, error) { return nil, errors.New("schemas are not fetched") }
+
+// compile makes a check out of a tool's inputSchema, in draft 2020-12 unless it
+// names another. The check is safe for concurrent use. What it says quotes no
+// value of the arguments.
+func compile(schema json.RawMessage) (check func(json.RawMessage) error, err error) {
+	defer func() {
+		if recover() != nil {
+			check, err = nil, errors.New("its inputSchema does not compile")
+		}
+	}()
+	if jsontext.Value(schema).Kind() != '{' {
+		return nil, errors.New("its inputSchema is not an object")
+	}
+	doc, err := decode(schema)
+	if err != nil {
+		return nil, fmt.Errorf("its inputSchema is no good: %w", err)
+	}
+	c := jsonschema.NewCompiler()
+	c.DefaultDraft(jsonschema.Draft2020)
+	c.UseLoader(nowhere{})
+	c.UseRegexpEngine(pattern)
+	const here = "toolbroker:///input"
+	if err := c.AddResource(here, doc); err != nil {
+		return nil, errors.New("its inputSchema does not compile")
+	}
+	compiled, err := c.Compile(here)
+	if err != nil {
+		return nil, errors.New("its inputSchema does not compile")
+	}
+	if cost(compiled, map[*jsonschema.Schema]int{}) > maxCost {
+		return nil, errors.New("its inputSchema is too costly to check")
+	}
+	return func(args json.RawMessage) (err error) {
+		defer func() {
+			if recover() != nil {
+				err = errors.New("the arguments cannot be checked")
+			}
+		}()
+		v, err := decode(args)
+		if err != nil {
+			return err
+		}
+		if _, ok := v.(map[string]any); !ok {
+			return errors.New("the arguments are not an object")
+		}
+		if err := oneSpelling(v, []*jsonschema.Schema{compiled}, nil); err != nil {
+			return err
+		}
+		if err := compiled.Validate(v); err != nil {
+			return explain(err)
+		}
+		return nil
+	}, nil
+}
+
+// maxCost bounds how many schemas one value is held against: those that refer
+// twice to one that refers twice, and so on, are a bomb.
+const maxCost = 10_000
+
+// cost counts the schemas that s brings to one value, up to just over maxCost.
+func cost(s *jsonschema.Schema, known map[*jsonschema.Schema]int) int {
+	if n, ok := known[s]; ok {
+		return n
+	}
+	known[s] = 1 // a cycle: the library ends those
+	n := 1
+	for _, o := range inPlace(s) {
+		if n += cost(o, known); n > maxCost {
+			break
+		}
+	}
+	known[s] = n
+	return n
+}
+
+// inPlace lists the schemas that s applies to the same value.
+func inPlace(s *jsonschema.Schema) []*jsonschema.Schema {
+	all := slices.Concat([]*jsonschema.Schema{s.Ref, s.RecursiveRef, s.Not, s.If, s.Then, s.Else}, s.AllOf, s.AnyOf, s.OneOf)
+	if s.DynamicRef != nil {
+		all = append(all, s.DynamicRef.Ref)
+	}
+	for _, o := range s.DependentSchemas {
+		all = append(all, o)
+	}
+	for _, o := range s.Dependencies {
+		if o, ok := o.(*jsonschema.Schema); ok {
+			all = append(all, o)
+		}
+	}
+	return slices.DeleteFunc(all, func(s *jsonschema.Schema) bool { return s == nil })
+}
+
+// pattern compiles a schema's regular expressions with Go's engine, which runs
+// in linear time and knows no lookaround: a schema with one does not compile.
+func pattern(s string) (jsonschema.Regexp, error) {
+	r, err := regexp.Compile(s)
+	if err != nil {
+		return nil, err
+	}
+	return r, nil
+}
+
+// decode reads JSON strictly into what the schema library takes. It refuses
+// numbers that only a bignum could hold, since the library makes them one
+// digit at a time, and NUL.
+func decode(raw json.RawMessage) (any, error) {
+	d := jsontext.NewDecoder(bytes.NewBuffer(raw))
+	for {
+		t, err := d.ReadToken()
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return nil, errors.New("not valid JSON, or a name stands twice in an object")
+		}
+		switch t.Kind() {
+		case '0':
+			if !sizeable(t.String()) {
+				return nil, errors.New("a number is too big or too small")
+			}
+		case '"':
+			if strings.ContainsRune(t.String(), 0) {
+				return nil, errors.New("a string holds NUL")
+			}
+		}
+	}
+	return jsonschema.UnmarshalJSON(bytes.NewReader(raw))
+}
+
+func sizeable(number string) bool {
+	if len(number) > 400 {
+		return false
+	}
+	i := strings.IndexAny(number, "eE")
+	if i < 0 {
+		return true
+	}
+	exp, err := strconv.Atoi(number[i+1:])
+	return err == nil && -400 <= exp && exp <= 400
+}
+
+// oneSpelling refuses a property whose name is a declared one's in another
+// letter case: some decoders would read it as that one, and policy did not.
+func oneSpelling(v any, schemas []*jsonschema.Schema, at []string) error {
+	schemas = reach(schemas)
+	switch v := v.(type) {
+	case map[string]any:
+		declared := map[string][]*jsonschema.Schema{}
+		var others []*jsonschema.Schema
+		for _, s := range schemas {
+			for name, p := range s.Properties {
+				declared[name] = append(declared[name], p)
+			}
+			for _, p := range s.PatternProperties {
+				others = append(others, p)
+			}
+			if p, ok := s.AdditionalProperties.(*jsonschema.Schema); ok {
+				others = append(others, p)
+			}
+			if s.UnevaluatedProperties != nil {
+				others = append(others, s.UnevaluatedProperties)
+			}
+		}
+		for _, name := range slices.Sorted(maps.Keys(v)) {
+			below, ok := declared[name]
+			if !ok {
+				for other := range declared {
+					if strings.EqualFold(name, other) {
+						return fmt.Errorf("at %s: a property is spelt like %q in another letter case", place(at), other)
+					}
+				}
+				below = others
+			}
+			if err := oneSpelling(v[name], below, append(at, name)); err != nil {
+				return err
+			}
+		}
+	case []any:
+		var below []*jsonschema.Schema
+		for _, s := range schemas {
+			below = append(below, s.PrefixItems...)
+			for _, items := range []any{s.Items, s.AdditionalItems} {
+				switch items := items.(type) {
+				case *jsonschema.Schema:
+					below = append(below, items)
+				case []*jsonschema.Schema:
+					below = append(below, items...)
+				}
+			}
+			for _, items := range []*jsonschema.Schema{s.Items2020, s.Contains, s.UnevaluatedItems} {
+				if items != nil {
+					below = append(below, items)
+				}
+			}
+		}
+		for i, item := range v {
+			if err := oneSpelling(item, below, append(at, strconv.Itoa(i))); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// reach is schemas and all that apply to the same value through them.
+func reach(schemas []*jsonschema.Schema) []*jsonschema.Schema {
+	var all []*jsonschema.Schema
+	seen := map[*jsonschema.Schema]bool{}
+	var visit func(s *jsonschema.Schema)
+	visit = func(s *jsonschema.Schema) {
+		if seen[s] {
+			return
+		}
+		seen[s] = true
+		all = append(all, s)
+		for _, o := range inPlace(s) {
+			visit(o)
+		}
+	}
+	for _, s := range schemas {
+		visit(s)
+	}
+	return all
+}
+
+const maxReasons = 5
+
+// explain says where the arguments miss the schema and what the schema wants,
+// and nothing of what they hold.
+func explain(err error) error {
+	top, ok := errors.AsType[*jsonschema.ValidationError](err)
+	if !ok {
+		return errors.New("the arguments do not match the tool's schema")
+	}
+	var says []string
+	var walk func(e *jsonschema.ValidationError)
+	walk = func(e *jsonschema.ValidationError) {
+		if len(says) == maxReasons {
+			return
+		}
+		if len(e.Causes) == 0 {
+			says = append(says, "at "+place(e.InstanceLocation)+": "+wants(e.ErrorKind))
+		}
+		for _, cause := range e.Causes {
+			walk(cause)
+		}
+	}
+	walk(top)
+	slices.Sort(says)
+	return errors.New(strings.Join(slices.Compact(says), "; "))
+}
+
+// wants says what a keyword of a schema asks for.
+func wants(k jsonschema.ErrorKind) string {
+	switch k := k.(type) {
+	case *kind.Type:
+		return "must be " + strings.Join(k.Want, " or ")
+	case *kind.Required:
+		return "needs " + quoted(k.Missing)
+	case *kind.AdditionalProperties:
+		return "holds a property that the tool does not declare"
+	case *kind.Enum:
+		return "must be one of the values that the tool lists"
+	case *kind.Const:
+		return "must be the one value that the tool takes"
+	case *kind.MinLength:
+		return fmt.Sprintf("must be at least %d long", k.Want)
+	case *kind.MaxLength:
+		return fmt.Sprintf("must be at most %d long", k.Want)
+	case *kind.MinItems:
+		return fmt.Sprintf("must have at least %d items", k.Want)
+	case *kind.MaxItems:
+		return fmt.Sprintf("must have at most %d items", k.Want)
+	case *kind.Minimum:
+		return "must be at least " + k.Want.RatString()
+	case *kind.Maximum:
+		return "must be at most " + k.Want.RatString()
+	case *kind.Format:
+		return "must be a " + k.Want
+	case *kind.Pattern:
+		return "does not match the tool's pattern"
+	}
+	path := k.KeywordPath()
+	if len(path) == 0 {
+		return "does not match the tool's schema"
+	}
+	return "fails the schema's " + path[len(path)-1]
+}
+
+func quoted(names []string) string {
+	out := make([]string, 0, len(names))
+	for _, n := range names {
+		out = append(out, strconv.Quote(clip(n)))
+	}
+	return strings.Join(out, ", ")
+}
+
+// place writes a location in the arguments. Its names are the schema's, or the
+// agent's; they are clipped.
+func place(at []string) string {
+	if len(at) == 0 {
+		return "the top"
+	}
+	out := make([]string, 0, len(at))
+	for _, part := range at {
+		out = append(out, clip(part))
+	}
+	return strconv.Quote(strings.Join(out, "."))
+}
+
+// clip shortens a name that somebody else chose, for a message of ours.
+func clip(s string) string {
+	if r := []rune(s); len(r) > 64 {
+		return string(r[:64]) + "…"
+	}
+	return s
+}
