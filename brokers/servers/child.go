@@ -32,8 +32,8 @@ const (
 
 var (
 	errChildEnded   = errors.New("the child process ended")
-	errChildRubbish = errors.New("the child process wrote something that is not valid JSON-RPC")
-	errChildNoise   = errors.New("the child process writes too much")
+	errChildRubbish = unusable("the child process wrote something that is not valid JSON-RPC")
+	errChildNoise   = unusable("the child process writes too much")
 )
 
 // A child is a link to a process of our own. Its calls share it, told apart by

@@ -33,7 +33,8 @@ const (
 // statusError is an HTTP status that is no answer.
 type statusError int
 
-func (s statusError) Error() string { return "the server answered HTTP " + strconv.Itoa(int(s)) }
+func (s statusError) Error() string        { return "the server answered HTTP " + strconv.Itoa(int(s)) }
+func (s statusError) Is(target error) bool { return target == gateway.ErrBadAnswer }
 
 // web is a link over Streamable HTTP. In the modern era it is an address and
 // nothing to close; in the legacy era it is one session.
@@ -141,7 +142,7 @@ func broken(err error) error {
 	case errors.Is(err, net.ErrClosed):
 		return errors.New("the connection was closed")
 	}
-	return errors.New("the server's reply is not valid HTTP")
+	return unusable("the server's reply is not valid HTTP")
 }
 
 func (w *web) do(ctx context.Context, c call) (message, error) {
@@ -231,7 +232,7 @@ func (w *web) receive(ctx context.Context, resp *http.Response, id int64, c call
 	case contentSSE:
 		return w.follow(ctx, resp.Body, id, c)
 	}
-	return message{}, errors.New("the server answered with something that is neither JSON nor an event stream")
+	return message{}, unusable("the server answered with something that is neither JSON nor an event stream")
 }
 
 // refused reads an answer that came with a bad status: a JSON-RPC error, if it
@@ -259,7 +260,7 @@ func answerTo(id int64, data []byte) (message, error) {
 		return message{}, err
 	}
 	if !m.response() || string(m.id) != strconv.FormatInt(id, 10) {
-		return message{}, errors.New("the server answered something else than it was asked")
+		return message{}, unusable("the server answered something else than it was asked")
 	}
 	return m, nil
 }
@@ -287,7 +288,7 @@ func (w *web) follow(ctx context.Context, body io.Reader, id int64, c call) (mes
 			w.s.heard(m.method)
 		default:
 			if asks++; asks > maxAsks {
-				return false, errors.New("the server asks too much")
+				return false, unusable("the server asks too much")
 			}
 			return false, w.post(ctx, answer(m))
 		}

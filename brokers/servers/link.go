@@ -71,8 +71,8 @@ func (c capabilities) changes() bool { return c.Tools != nil && c.Tools.ListChan
 // in the list. It returns errEra when the server answered and does not.
 func discover(ctx context.Context, l link, era []byte) (greeting, error) {
 	m, err := l.do(ctx, call{method: "server/discover", params: slices.Concat([]byte(`{"_meta":{`), era, []byte(`}}`))})
-	if status, ok := errors.AsType[statusError](err); ok && status >= 400 && status < 500 && status != 401 && status != 403 {
-		return greeting{}, errEra
+	if status, _ := errors.AsType[statusError](err); errors.Is(err, gateway.ErrBadAnswer) && status != 401 && status != 403 {
+		return greeting{}, errEra // however it puts it, it does not know the question
 	}
 	if err != nil {
 		return greeting{}, err

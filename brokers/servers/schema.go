@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"regexp"
 	"slices"
 	"strconv"
@@ -66,9 +65,6 @@ func compile(schema json.RawMessage) (check func(json.RawMessage) error, err err
 		if _, ok := v.(map[string]any); !ok {
 			return errors.New("the arguments are not an object")
 		}
-		if err := oneSpelling(v, []*jsonschema.Schema{compiled}, nil); err != nil {
-			return err
-		}
 		if err := compiled.Validate(v); err != nil {
 			return explain(err)
 		}
@@ -124,8 +120,7 @@ func pattern(s string) (jsonschema.Regexp, error) {
 }
 
 // decode reads JSON strictly into what the schema library takes. It refuses
-// numbers that only a bignum could hold, since the library makes them one
-// digit at a time, and NUL.
+// numbers that only a bignum could hold: the library writes out their digits.
 func decode(raw json.RawMessage) (any, error) {
 	d := jsontext.NewDecoder(bytes.NewBuffer(raw))
 	for {
@@ -136,15 +131,8 @@ func decode(raw json.RawMessage) (any, error) {
 		if err != nil {
 			return nil, errors.New("not valid JSON, or a name stands twice in an object")
 		}
-		switch t.Kind() {
-		case '0':
-			if !sizeable(t.String()) {
-				return nil, errors.New("a number is too big or too small")
-			}
-		case '"':
-			if strings.ContainsRune(t.String(), 0) {
-				return nil, errors.New("a string holds NUL")
-			}
+		if t.Kind() == '0' && !sizeable(t.String()) {
+			return nil, errors.New("a number is too big or too small")
 		}
 	}
 	return jsonschema.UnmarshalJSON(bytes.NewReader(raw))
@@ -160,90 +148,6 @@ func sizeable(number string) bool {
 	}
 	exp, err := strconv.Atoi(number[i+1:])
 	return err == nil && -400 <= exp && exp <= 400
-}
-
-// oneSpelling refuses a property whose name is a declared one's in another
-// letter case: some decoders would read it as that one, and policy did not.
-func oneSpelling(v any, schemas []*jsonschema.Schema, at []string) error {
-	schemas = reach(schemas)
-	switch v := v.(type) {
-	case map[string]any:
-		declared := map[string][]*jsonschema.Schema{}
-		var others []*jsonschema.Schema
-		for _, s := range schemas {
-			for name, p := range s.Properties {
-				declared[name] = append(declared[name], p)
-			}
-			for _, p := range s.PatternProperties {
-				others = append(others, p)
-			}
-			if p, ok := s.AdditionalProperties.(*jsonschema.Schema); ok {
-				others = append(others, p)
-			}
-			if s.UnevaluatedProperties != nil {
-				others = append(others, s.UnevaluatedProperties)
-			}
-		}
-		for _, name := range slices.Sorted(maps.Keys(v)) {
-			below, ok := declared[name]
-			if !ok {
-				for other := range declared {
-					if strings.EqualFold(name, other) {
-						return fmt.Errorf("at %s: a property is spelt like %q in another letter case", place(at), other)
-					}
-				}
-				below = others
-			}
-			if err := oneSpelling(v[name], below, append(at, name)); err != nil {
-				return err
-			}
-		}
-	case []any:
-		var below []*jsonschema.Schema
-		for _, s := range schemas {
-			below = append(below, s.PrefixItems...)
-			for _, items := range []any{s.Items, s.AdditionalItems} {
-				switch items := items.(type) {
-				case *jsonschema.Schema:
-					below = append(below, items)
-				case []*jsonschema.Schema:
-					below = append(below, items...)
-				}
-			}
-			for _, items := range []*jsonschema.Schema{s.Items2020, s.Contains, s.UnevaluatedItems} {
-				if items != nil {
-					below = append(below, items)
-				}
-			}
-		}
-		for i, item := range v {
-			if err := oneSpelling(item, below, append(at, strconv.Itoa(i))); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
-// reach is schemas and all that apply to the same value through them.
-func reach(schemas []*jsonschema.Schema) []*jsonschema.Schema {
-	var all []*jsonschema.Schema
-	seen := map[*jsonschema.Schema]bool{}
-	var visit func(s *jsonschema.Schema)
-	visit = func(s *jsonschema.Schema) {
-		if seen[s] {
-			return
-		}
-		seen[s] = true
-		all = append(all, s)
-		for _, o := range inPlace(s) {
-			visit(o)
-		}
-	}
-	for _, s := range schemas {
-		visit(s)
-	}
-	return all
 }
 
 const maxReasons = 5

@@ -281,13 +281,13 @@ func (s *Servers) prepareCommand(srv *server) error {
 	return os.Mkdir(srv.dir, 0o700)
 }
 
-// Run keeps the catalogue fresh until ctx ends or the Servers are closed. It
-// is called once.
-func (s *Servers) Run(ctx context.Context) {
+// Run keeps the catalogue fresh until ctx ends or the Servers are closed; then
+// it returns nil. It is called once.
+func (s *Servers) Run(ctx context.Context) error {
 	s.tasksMu.Lock()
 	if s.tasksEnd {
 		s.tasksMu.Unlock()
-		return
+		return nil
 	}
 	s.tasks.Add(1) // Close waits for this too
 	s.tasksMu.Unlock()
@@ -321,7 +321,7 @@ func (s *Servers) Run(ctx context.Context) {
 		case <-sweep.C:
 			s.pool.sweep(s.config.Idle)
 		case <-ctx.Done():
-			return
+			return nil
 		}
 	}
 }

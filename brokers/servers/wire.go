@@ -23,9 +23,13 @@ const ours = "io.toolbroker/"
 // What is wrong with a reply, in words that hold none of it: a server chooses
 // its bytes, and they may hold secrets.
 var (
-	errRubbish = errors.New("the server's reply is not valid JSON-RPC")
-	errTooBig  = errors.New("the server's reply is too big")
+	errRubbish = unusable("the server's reply is not valid JSON-RPC")
+	errTooBig  = unusable("the server's reply is too big")
 )
+
+// unusable is an error about a server that answered, but not with what can be
+// passed on.
+func unusable(what string) error { return fmt.Errorf("%w: %s", gateway.ErrBadAnswer, what) }
 
 // A message is one JSON-RPC message, its parts still the sender's bytes.
 type message struct {
@@ -352,9 +356,9 @@ func finished(result json.RawMessage) error {
 			switch string(kind) {
 			case "complete":
 			case "input_required", "task":
-				return fmt.Errorf("the server answered with a result of type %s, which is not supported", kind)
+				return unusable("the server answered with a result of type " + string(kind) + ", which is not supported")
 			default:
-				return errors.New("the server answered with a result of a type that is not supported")
+				return unusable("the server answered with a result of a type that is not supported")
 			}
 		case "task":
 			task = true
@@ -363,7 +367,7 @@ func finished(result json.RawMessage) error {
 		}
 	}
 	if task && !content {
-		return errors.New("the server answered with a task, which is not supported")
+		return unusable("the server answered with a task, which is not supported")
 	}
 	return nil
 }
