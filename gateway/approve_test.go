@@ -190,7 +190,7 @@ func TestAfterApprovalEverythingIsAskedAgain(t *testing.T) {
 		{"nothing changed", func(*gatewaytest.House) {}, "", gateway.ApprovalConsumed},
 		{"policy denies now", func(h *gatewaytest.House) {
 			h.Policy.Set(gatewaytest.Text + "p, *, *, *, files/write, call, args.path == 'x', deny\n")
-		}, gateway.Denied, gateway.ApprovalVoided},
+		}, gateway.Denied, gateway.ApprovalGranted}, // refused before the grant was touched
 		{"policy wants more people now", func(h *gatewaytest.House) {
 			h.Policy.Set(gatewaytest.Text + "p, *, *, *, files/write, call, , require 2 of group:sre\n")
 		}, gateway.Denied, gateway.ApprovalVoided},
@@ -221,6 +221,36 @@ func TestAfterApprovalEverythingIsAskedAgain(t *testing.T) {
 			}
 			if sent := len(h.Servers.Sent()); sent > 0 != (row.code == "") {
 				t.Errorf("%d calls sent", sent)
+			}
+		})
+	}
+}
+
+// What changes while a call is held is seen when its grant is claimed.
+func TestChangesWhileHeld(t *testing.T) {
+	for _, row := range []struct {
+		name string
+		set  func(h *gatewaytest.House)
+	}{
+		{"policy", func(h *gatewaytest.House) { h.Policy.Set("p, agent:a, acme, work, files/read, call, , allow") }},
+		{"tool", func(h *gatewaytest.House) { h.Servers.Redefine("files__write") }},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			h := gatewaytest.New(t, patient)
+			end := call(t, h, "files__write", `{}`)
+			r := asked(t, h, "acme")
+			row.set(h)
+			if _, err := vote(t, h, "bob", r, true); err != nil {
+				t.Fatal(err)
+			}
+			if err := <-end; gateway.CodeOf(err) != gateway.Denied {
+				t.Fatalf("%v", err)
+			}
+			if now, _ := h.Approvals.Get(t.Context(), "acme", r.ID); now.State != gateway.ApprovalVoided {
+				t.Errorf("the grant is %s", now.State)
+			}
+			if len(h.Servers.Sent()) != 0 {
+				t.Error("sent")
 			}
 		})
 	}

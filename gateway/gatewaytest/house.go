@@ -92,7 +92,7 @@ func New(t *testing.T, change ...func(*gateway.Config)) *House {
 	t.Helper()
 	h := &House{t: t, Dir: filepath.Join(t.TempDir(), "audit"), Policy: &Policy{t: t}}
 	h.Policy.Set(Text)
-	key, err := audit.NewKey(filepath.Join(t.TempDir(), "audit.key"))
+	key, err := audit.NewKey(filepath.Join(t.TempDir(), "audit.key"), "test.example/audit/r1")
 	if err != nil {
 		t.Fatal(err)
 	}
