@@ -54,7 +54,9 @@ func (e *Edge) lifecycle(w http.ResponseWriter, r *http.Request, cred gateway.Cr
 }
 
 func isResult(body []byte) bool {
-	var msg struct{ Result json.RawMessage }
+	var msg struct {
+		Result json.RawMessage `json:"result"`
+	}
 	return json.Unmarshal(body, &msg) == nil && msg.Result != nil
 }
 

@@ -147,9 +147,8 @@ func checkModern(h http.Header, m message) *fault {
 	if f := checkMeta(m); f != nil {
 		return f
 	}
-	// The validator reads the name only; the arguments can be large.
-	params := jsontext.Value(`{}`)
-	if m.name != nil {
+	params := m.params
+	if m.method == string(mcp.MethodToolsCall) { // whose arguments can be large, and do not matter here
 		params = append(append(jsontext.Value(`{"name":`), m.name...), '}')
 	}
 	err := mcp.ValidateStandardHeaders(h.Get, m.version, mcp.MCPMethod(m.method), json.RawMessage(params))
@@ -183,7 +182,7 @@ func unsupported(version string) *fault {
 
 // list answers tools/list; its error is a [*gateway.Refusal].
 func (e *Edge) list(ctx context.Context, cred gateway.Credential, m message, modern bool, protocol string) (answer, error) {
-	if m.cursor != nil && m.cursor.Kind() != 'n' {
+	if c := string(m.cursor); c != "" && c != "null" && c != `""` {
 		// The list is whole, so no cursor is one of ours.
 		return e.answerFault(m.id, modern, &fault{code: mcp.INVALID_PARAMS, message: "unknown cursor"}), nil
 	}

@@ -1,0 +1,368 @@
+package edge
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"toolbroker/gateway"
+)
+
+var alice = gateway.Credential{Bearer: gateway.NewSecret("alice")}
+
+// converse sends lines to ServeStdio and returns what it answers, in order of id.
+func converse(t *testing.T, d *door, lines ...string) string {
+	t.Helper()
+	var out strings.Builder
+	if err := d.edge.ServeStdio(t.Context(), strings.NewReader(strings.Join(lines, "\n")), &out, alice); err != nil {
+		t.Fatal(err)
+	}
+	return out.String()
+}
+
+func TestStdioAnswersWhatItCannotRead(t *testing.T) {
+	d := open(t, func(c *Config) { c.MaxBody = 1000 })
+	for _, row := range []struct{ name, line, says string }{
+		{"not JSON", "{", "-32700"},
+		{"batch", "[]", "batches are not supported"},
+		{"a name twice", `{"jsonrpc":"2.0","id":1,"id":2,"method":"ping"}`, "given twice"},
+		{"too large", call("echo", `{"a":"`+strings.Repeat("x", 100_000)+`"}`), "too large"},
+		{"blank", "  \t\r", ""},
+		{"a response", `{"jsonrpc":"2.0","id":1,"result":{}}`, ""},
+		{"a notification", `{"jsonrpc":"2.0","method":"notifications/initialized"}`, ""},
+		{"unknown method", rpc(1, "resources/list", ""), "-32601"},
+		{"a modern method", rpc(1, "tools/call", modernMeta("")+`,"name":"echo"`), `"resultType":"complete"`},
+		{"modern without capabilities", rpc(1, "tools/list", `"_meta":{"io.modelcontextprotocol/protocolVersion":"2026-07-28"}`), "-32602"},
+		{"a version to come", rpc(1, "tools/list", `"_meta":{"io.modelcontextprotocol/protocolVersion":"2099-01-01"}`), "-32022"},
+		{"an id that mcp-go would change", `{"jsonrpc":"2.0","id":9007199254740993,"method":"ping"}`, "-32600"},
+		{"unknown tool", call("nope", "{}"), `{"jsonrpc":"2.0","id":1,"error":{"code":-32602,"message":"Unknown tool"}}`},
+	} {
+		got := converse(t, d, row.line, rpc(9, "ping", ""))
+		want := 2
+		if row.says == "" {
+			want = 1
+		}
+		if !strings.Contains(got, row.says) || !strings.Contains(got, `{"jsonrpc":"2.0","id":9,"result":{}}`) || strings.Count(got, "\n") != want {
+			t.Errorf("%s: %s", row.name, got)
+		}
+	}
+}
+
+// When the input ends, what was asked is still answered, and the session ends.
+func TestStdioAnswersBeforeItEnds(t *testing.T) {
+	d := open(t)
+	var lines []string
+	lines = append(lines, rpc(0, "initialize", `"protocolVersion":"2025-11-25"`))
+	for i := range 100 {
+		lines = append(lines, rpc(i+1, "tools/call", `"name":"echo"`))
+	}
+	got := converse(t, d, lines...)
+	for i := range 101 {
+		if !strings.Contains(got, fmt.Sprintf(`"id":%d,"result"`, i)) {
+			t.Errorf("%d was not answered", i)
+		}
+	}
+	if len(d.sessions) != 0 || len(d.closed) != 1 {
+		t.Errorf("sessions %v, closed %v", d.sessions, d.closed)
+	}
+}
+
+func TestStdioEnds(t *testing.T) {
+	t.Run("for nobody", func(t *testing.T) {
+		d := open(t)
+		err := d.edge.ServeStdio(t.Context(), strings.NewReader(""), io.Discard, gateway.Credential{Bearer: gateway.NewSecret("mallory")})
+		if gateway.CodeOf(err) != gateway.Unidentified {
+			t.Error(err)
+		}
+	})
+	for _, row := range []struct {
+		name string
+		end  func(d *door, cancel func(), out *io.PipeReader)
+		want error
+	}{
+		{"with its context", func(_ *door, cancel func(), _ *io.PipeReader) { cancel() }, context.Canceled},
+		{"at shutdown", func(d *door, _ func(), _ *io.PipeReader) { go d.edge.Shutdown(cancelledContext()) }, nil},
+		{"when nobody reads", func(d *door, _ func(), out *io.PipeReader) { out.Close() }, io.ErrClosedPipe},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			d := open(t)
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			in, w := io.Pipe()
+			r, out := io.Pipe()
+			defer w.Close()
+			done := make(chan error, 1)
+			go func() { done <- d.edge.ServeStdio(ctx, in, out, alice) }()
+			go fmt.Fprintln(w, call("hold", "{}"))
+			get(t, "held call", d.holding)
+			read := bufio.NewReader(r)
+			go func() {
+				for {
+					if _, err := read.ReadString('\n'); err != nil {
+						return
+					}
+				}
+			}()
+			row.end(d, cancel, r)
+			if row.want == io.ErrClosedPipe {
+				go fmt.Fprintln(w, rpc(2, "ping", ""))
+			}
+			get(t, "end of the call", d.ended1)
+			if err := get(t, "end", done); row.want != nil && !errors.Is(err, row.want) {
+				t.Errorf("%v, want %v", err, row.want)
+			}
+		})
+	}
+}
+
+// A cancellation on stdio reaches its call even if it comes right behind it.
+func TestStdioCancels(t *testing.T) {
+	d := open(t)
+	for range 20 {
+		got := converse(t, d, rpc("a", "tools/call", `"name":"hold"`), `{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":"\u0061"}}`)
+		if got != "" {
+			t.Fatalf("a cancelled call was answered: %s", got)
+		}
+		select {
+		case <-d.holding:
+			get(t, "end of the call", d.ended1)
+		default: // it was over before the gateway began
+		}
+	}
+}
+
+// One request that blows up is one answer.
+func TestStdioSurvivesPanic(t *testing.T) {
+	d := open(t)
+	d.house.tools = nil // and "refuse" has none to point at
+	e, err := New(Config{Gateway: panicky{d.house}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out strings.Builder
+	if err := e.ServeStdio(t.Context(), strings.NewReader(call("x", "{}")+"\n"+rpc(2, "ping", "")), &out, alice); err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(out.String(), `"id":1,"error":{"code":-32603`) || !strings.Contains(out.String(), `"id":2,"result"`) {
+		t.Error(out.String())
+	}
+}
+
+type panicky struct{ *house }
+
+func (panicky) Handle(context.Context, gateway.Call, gateway.Stream) (gateway.Result, error) {
+	panic("boom")
+}
+
+// quick is a gateway that costs nothing.
+type quick struct{ *house }
+
+func (q quick) Identify(context.Context, gateway.Credential) (gateway.Principal, error) {
+	return gateway.Principal{}, nil
+}
+
+func (q quick) Handle(context.Context, gateway.Call, gateway.Stream) (gateway.Result, error) {
+	return q.result, nil
+}
+
+func (q quick) Tools(context.Context, gateway.Credential, gateway.CallRef) ([]gateway.Tool, error) {
+	return q.tools, nil
+}
+
+// A tape is a response writer whose reader takes in limit bytes and then stops.
+type tape struct {
+	mu       sync.Mutex
+	header   http.Header
+	text     strings.Builder
+	limit    int
+	deadline time.Time
+	cut      time.Duration // how long it was blocked until its deadline
+}
+
+func (w *tape) Header() http.Header                { return w.header }
+func (w *tape) WriteHeader(int)                    {}
+func (w *tape) FlushError() error                  { return nil }
+func (w *tape) SetWriteDeadline(t time.Time) error { w.deadline = t; return nil }
+func (w *tape) String() string                     { w.mu.Lock(); defer w.mu.Unlock(); return w.text.String() }
+func (w *tape) Write(p []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.limit > 0 && w.text.Len()+len(p) > w.limit {
+		began := time.Now()
+		time.Sleep(time.Until(w.deadline))
+		w.cut = time.Since(began)
+		return 0, os.ErrDeadlineExceeded
+	}
+	return w.text.Write(p)
+}
+
+func newReply(w *tape) (*reply, context.Context) {
+	ctx, cancel := context.WithCancelCause(context.Background())
+	return &reply{w: w, plain: true, events: true, gone: cancel, progress: progress{token: []byte("1")}}, ctx
+}
+
+// A stream that is quiet is kept alive, from its first frame to its last.
+func TestReplyIsKeptAlive(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &tape{header: http.Header{}}
+		r, ctx := newReply(w)
+		time.Sleep(time.Hour)
+		if w.String() != "" {
+			t.Error("a stream before there was a reason for one")
+		}
+		notify := func() error { return r.Notify(ctx, "notifications/progress", []byte(`{"progress":1}`)) }
+		if err := notify(); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(10 * time.Second)
+		_ = notify()
+		time.Sleep(10 * time.Second) // a frame puts the comment off
+		if strings.Contains(w.String(), ": still here") {
+			t.Error("a comment on a busy stream")
+		}
+		time.Sleep(51 * time.Second)
+		if n := strings.Count(w.String(), ": still here\n\n"); n != 4 {
+			t.Errorf("%d comments", n)
+		}
+		if !w.deadline.IsZero() {
+			t.Error("a deadline is left while the call goes on")
+		}
+		r.finish(answer{body: []byte(`{"x":1}`), status: 200})
+		if w.deadline.IsZero() {
+			t.Error("no deadline for the end of the answer")
+		}
+		before := w.String()
+		if err := notify(); !errors.Is(err, errAnswered) {
+			t.Errorf("after the answer: %v", err)
+		}
+		time.Sleep(time.Hour)
+		if w.String() != before || !strings.HasSuffix(before, "data: {\"x\":1}\n\n") {
+			t.Errorf("written after the answer: %q", w.String())
+		}
+	})
+}
+
+// Who does not read is cut, and its call with it.
+func TestSlowReaderIsCut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &tape{header: http.Header{}, limit: 200}
+		r, ctx := newReply(w)
+		var err error
+		for err == nil {
+			err = r.Notify(ctx, "notifications/progress", []byte(`{"progress":1}`))
+		}
+		if !errors.Is(err, os.ErrDeadlineExceeded) || w.cut != frameTime || !errors.Is(context.Cause(ctx), errReaderGone) {
+			t.Errorf("%v after %v, call %v", err, w.cut, context.Cause(ctx))
+		}
+		r.finish(answer{})
+
+		w = &tape{header: http.Header{}, limit: 1}
+		r, _ = newReply(w)
+		r.finish(answer{body: make([]byte, 10*frameSpeed), status: 200})
+		if w.cut != frameTime+10*time.Second {
+			t.Errorf("a large answer has %v", w.cut)
+		}
+	})
+}
+
+// A stream of notices asks every second whether its task still runs, and at
+// each notice and keep-alive also about its session.
+func TestStreamAsksAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &tape{header: http.Header{}}
+		ctx, cancel := context.WithCancelCause(context.Background())
+		var asked, withSession int
+		var say error
+		l := &live{w: w, gone: cancel, good: func(session bool) error {
+			asked++
+			if session {
+				withSession++
+			}
+			return say
+		}}
+		l.Header().Set("Content-Type", "text/event-stream")
+		l.WriteHeader(200)
+		time.Sleep(keepAlive + time.Second/2)
+		synctest.Wait()
+		if asked != 15 || withSession != 1 || !strings.HasSuffix(w.String(), ": still here\n\n") {
+			t.Errorf("asked %d times, %d about the session: %q", asked, withSession, w.String())
+		}
+		if _, err := l.Write([]byte("data: {}\n\n")); err != nil || withSession != 2 {
+			t.Errorf("%v, asked %d times about the session", err, withSession)
+		}
+		say = no(gateway.Internal, "", errDown)
+		time.Sleep(10 * time.Second)
+		if ctx.Err() != nil {
+			t.Error("ended because nobody could tell")
+		}
+		say = no(gateway.NoTask, "", nil)
+		time.Sleep(recheck)
+		synctest.Wait()
+		if !errors.Is(context.Cause(ctx), errNotAllowed) {
+			t.Error("goes on after its task")
+		}
+		before := w.String()
+		if _, err := l.Write([]byte("data: {}\n\n")); err == nil || w.String() != before {
+			t.Error("sent after its task")
+		}
+		l.close()
+		time.Sleep(time.Hour)
+	})
+}
+
+func TestTasksREST(t *testing.T) {
+	d := open(t)
+	body := `{"kind":"triage","purpose":"p","principal":"agent:x","on_behalf_of":"u","ttl_seconds":60,"scope":[{"tool":"a/*","action":"call","verdict":"allow"}]}`
+	for _, row := range []struct {
+		name   string
+		req    req
+		status int
+		says   string
+	}{
+		{"start", req{token: "key", path: "/v1/tasks", body: body}, 201, `"token":"the-token"`},
+		{"start by a task token", req{path: "/v1/tasks", body: body}, 403, `{"error":{"code":"denied","message":"a task token starts nothing"}}`},
+		{"start by nobody", req{token: "mallory", path: "/v1/tasks", body: body}, 401, `{"error":{"code":"unidentified","message":"no valid credential"}}`},
+		{"unknown field", req{token: "key", path: "/v1/tasks", body: `{"kind":"triage","tenant":"other"}`}, 400, `"bad_arguments"`},
+		{"field in another case", req{token: "key", path: "/v1/tasks", body: `{"Kind":"triage"}`}, 400, `"bad_arguments"`},
+		{"field twice", req{token: "key", path: "/v1/tasks", body: `{"kind":"a","kind":"b"}`}, 400, `"bad_arguments"`},
+		{"scope of another kind", req{token: "key", path: "/v1/tasks", body: `{"scope":[{"who":"x"}]}`}, 400, `"bad_arguments"`},
+		{"negative time", req{token: "key", path: "/v1/tasks", body: `{"ttl_seconds":-1}`}, 400, `"ttl_seconds is out of range"`},
+		{"endless time", req{token: "key", path: "/v1/tasks", body: `{"ttl_seconds":9223372036854775807}`}, 400, "out of range"},
+		{"no JSON", req{token: "key", path: "/v1/tasks", body: `{`}, 400, `"bad_arguments"`},
+		{"trailing", req{token: "key", path: "/v1/tasks", body: body + "{}"}, 400, `"bad_arguments"`},
+		{"deep", req{token: "key", path: "/v1/tasks", body: strings.Repeat("[", 100_000)}, 400, `"bad_arguments"`},
+		{"form", req{token: "key", path: "/v1/tasks", body: "kind=x", header: map[string]string{"Content-Type": "application/x-www-form-urlencoded"}}, 415, ""},
+		{"oversized", req{token: "key", path: "/v1/tasks", body: `{"purpose":"` + strings.Repeat("x", maxTaskBody) + `"}`}, 413, ""},
+		{"token in the query", req{path: "/v1/tasks/task-a?token=alice", method: "GET"}, 400, ""},
+		{"show", req{method: "GET", path: "/v1/tasks/task-a"}, 200, `{"id":"task-a"`},
+		{"show another's", req{method: "GET", path: "/v1/tasks/task-b"}, 404, `{"error":{"code":"no_task","message":"no such task"}}`},
+		{"show what is no id", req{method: "GET", path: "/v1/tasks/..%2Fx"}, 404, `{"error":{"code":"no_task","message":"no such task"}}`},
+		{"show as nobody", req{method: "GET", token: "mallory", path: "/v1/tasks/..%2Fx"}, 401, ""},
+		{"end", req{path: "/v1/tasks/task-a/end"}, 200, `"state":"ended"`},
+		{"end another's", req{path: "/v1/tasks/task-b/end"}, 404, ""},
+		{"end by GET", req{method: "GET", path: "/v1/tasks/task-a/end"}, 405, ""},
+		{"list", req{method: "GET", path: "/v1/tasks"}, 405, ""},
+		{"from a page", req{path: "/v1/tasks/task-a/end"}.with("Origin", "https://evil.example"), 403, ""},
+	} {
+		got := d.do(row.req)
+		if got.status != row.status || !strings.Contains(got.body, row.says) || (got.status == 401) != (got.header.Get("WWW-Authenticate") == "Bearer") {
+			t.Errorf("%s: %d %s", row.name, got.status, got.body)
+		}
+	}
+	if len(d.started) != 1 {
+		t.Fatalf("started %+v", d.started)
+	}
+	got := d.started[0]
+	if got.Kind != "triage" || got.Tenant != "" || got.Principal != "agent:x" || got.OnBehalfOf != "u" || got.TTL != time.Minute || len(got.Scope) != 1 || got.Scope[0].Verdict != "allow" {
+		t.Errorf("%+v", got)
+	}
+}
