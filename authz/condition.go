@@ -434,7 +434,12 @@ func (p *conditionParser) comparable(op string, v operand, lit *operand) {
 	if lit.lit.kind == stringKind && v.name == "weekday" {
 		day := slices.Index(days, lit.lit.text)
 		if day < 0 {
-			p.fail(nearest(strings.ToLower(lit.lit.text), days), "has the day '%s'; days are sun, mon, tue, wed, thu, fri, sat or 0 to 6", lit.lit.text)
+			short := strings.ToLower(lit.lit.text)
+			short = short[:min(3, len(short))]
+			if !slices.Contains(days, short) {
+				short = ""
+			}
+			p.fail(short, "has the day '%s'; days are sun, mon, tue, wed, thu, fri, sat or 0 to 6", lit.lit.text)
 		}
 		lit.lit = value{kind: numberKind, number: float64(day)}
 	}

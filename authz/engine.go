@@ -341,10 +341,16 @@ type plan struct {
 // An answer is what one ruleset says of one request. It is shared and never changes.
 type answer struct {
 	verdict Verdict
-	rows    []*row // that matched, in the order of the file, each once
+	hits    []hit // in the order of the file
 	reads   bool
 	grants  []*row // of the rows that could grant this, whatever their condition came to
 	err     error
+}
+
+// A hit is a row that matched. An approve row may match without granting.
+type hit struct {
+	*row
+	granted bool
 }
 
 // answer asks the ruleset. Where no row could match, there is nothing to ask
@@ -397,8 +403,12 @@ func (s *ruleset) decide(p *plan, q question, c *call) *answer {
 	var matched []int
 	a.verdict, matched, a.err = s.ask(p.engine, q, c)
 	for _, i := range matched {
-		if r := p.engine.clauses[i].row; len(a.rows) == 0 || a.rows[len(a.rows)-1] != r {
-			a.rows = append(a.rows, r)
+		cl := p.engine.clauses[i]
+		if n := len(a.hits); n == 0 || a.hits[n-1].row != cl.row {
+			a.hits = append(a.hits, hit{row: cl.row})
+		}
+		if cl.eft == "allow" {
+			a.hits[len(a.hits)-1].granted = true
 		}
 	}
 	for _, cl := range p.engine.clauses {

@@ -30,7 +30,7 @@ type Explanation struct {
 	Overruled []Rule        `json:"overruled"` // that match too and changed nothing
 	Need      []Requirement `json:"need"`
 	Reason    string        `json:"reason"`
-	Near      []NearMiss    `json:"near"` // rows that one column kept from changing the verdict
+	Near      []NearMiss    `json:"near"` // grants that one column kept from granting; restrictions whose condition did not hold
 	Revision  string        `json:"revision"`
 }
 
@@ -83,7 +83,8 @@ func (x *Explanation) look(s *ruleset, file string, q question, c *call, d Decis
 		switch {
 		case matches && !slices.Contains(d.Rules, r.rule(file)):
 			x.Overruled = append(x.Overruled, r.rule(file))
-		case column != "" && (d.Verdict == Deny) == r.verdict.grants():
+		case d.Verdict == Deny && len(d.Rules) == 0 && r.verdict.grants() && column != "",
+			d.Verdict != Deny && !r.verdict.grants() && column == "when":
 			x.Near = append(x.Near, NearMiss{r.rule(file), column, fmt.Sprintf("line %d would %s, but %s", r.line, r.verdict.word, why)})
 		}
 	}

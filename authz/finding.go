@@ -48,6 +48,9 @@ func HasErrors(findings []Finding) bool {
 
 // nearest returns the known word that is closest to word, or "" when none is close.
 func nearest(word string, known []string) string {
+	if word == "" {
+		return ""
+	}
 	best, limit := "", 1+len(word)/3
 	for _, k := range known {
 		if k == word {

@@ -233,7 +233,7 @@ func (p *parser) name(line int, column, cell string) bool {
 		r, _ := utf8.DecodeRuneInString(cell[at:])
 		p.fail(line, plain(cell), "column %s has the character %q (U+%04X), which is not ASCII", column, r, r)
 	case strings.ContainsAny(cell, " \"'`\\,;"):
-		p.fail(line, strings.TrimSpace(strings.Trim(cell, "'`")), "column %s: %q holds a space, a quote, a backslash, a comma or a semicolon", column, cell)
+		p.fail(line, "", "column %s: %q holds a space, a quote, a backslash, a comma or a semicolon", column, cell)
 	case strings.Contains(cell, "***"):
 		p.fail(line, strings.ReplaceAll(cell, "***", "**"), "column %s: %q has three stars in a row", column, cell)
 	default:

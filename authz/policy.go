@@ -134,12 +134,12 @@ func (p *Policy) decide(action Action, parts []part) Decision {
 		d.Verdict = Allow
 	}
 	for _, t := range parts {
-		for _, r := range t.rows {
-			if r.decides(d.Verdict, action) {
-				d.Rules = append(d.Rules, r.rule(t.file))
+		for _, h := range t.hits {
+			if h.decides(d.Verdict) {
+				d.Rules = append(d.Rules, h.rule(t.file))
 			}
-			if d.Verdict == Approve && r.verdict.requires() {
-				d.Need = append(d.Need, Requirement{r.verdict.n, r.verdict.group, r.rule(t.file)})
+			if d.Verdict == Approve && h.verdict.requires() {
+				d.Need = append(d.Need, Requirement{h.verdict.n, h.verdict.group, h.rule(t.file)})
 			}
 		}
 	}
@@ -151,82 +151,70 @@ func (p *Policy) decide(action Action, parts []part) Decision {
 }
 
 // decides reports whether a row that matched had a part in a verdict.
-func (r *row) decides(v Verdict, action Action) bool {
+func (h hit) decides(v Verdict) bool {
 	switch v {
 	case Allow:
-		return r.verdict.grants()
+		return h.granted
 	case Approve:
-		return r.verdict.word != "deny"
+		return h.granted || h.verdict.requires()
 	}
-	return r.verdict.word == "deny"
+	return h.verdict.word == "deny"
 }
-
-// maxCited bounds how many rows a reason names; Rules holds them all.
-const maxCited = 8
 
 // reason says in words why. It names rows and whom they ask, and nothing of what
 // the arguments were.
 func reason(v Verdict, parts []part) string {
-	switch v {
-	case Allow:
-		return "granted by " + cite(parts, func(_ part, r *row) string { return "" }, func(r *row) bool { return r.verdict.grants() })
-	case Approve:
-		return "needs approval: " + cite(parts, func(t part, r *row) string {
-			return r.verdict.asks() + " by " + t.cite(r) + t.unevaluated(r)
-		}, func(r *row) bool { return r.verdict.requires() })
-	}
-	if denies := cite(parts, func(t part, r *row) string { return t.cite(r) + t.unevaluated(r) }, func(r *row) bool { return r.verdict.word == "deny" }); denies != "" {
-		return "denied by " + denies
-	}
-	var lacks []string
+	var said, lacks []string
 	for _, t := range parts {
+		for _, h := range t.hits {
+			switch {
+			case v == Approve && h.verdict.requires():
+				said = append(said, h.verdict.asks()+" by "+t.cite(h.row)+t.unevaluated(h.row))
+			case v != Approve && h.decides(v):
+				said = append(said, t.cite(h.row)+t.unevaluated(h.row))
+			}
+		}
 		if t.verdict != Deny {
 			continue
 		}
-		if len(t.grants) == 0 {
-			lacks = append(lacks, "no row of "+t.name+" grants this")
-			continue
-		}
-		lacks = append(lacks, "no row of "+t.name+" grants this call: "+cite([]part{{answer: &answer{rows: t.grants}, file: t.file, came: t.came}}, func(t part, r *row) string {
-			why := " does not hold"
-			if r.when != nil && t.came[r.when] == unknown {
-				why = " could not be evaluated"
+		lack := "no row of " + t.name + " grants this"
+		var failed []string
+		for _, r := range t.grants {
+			if t.came[r.when] == unknown {
+				failed = append(failed, "the condition of "+t.cite(r)+" could not be evaluated")
+			} else {
+				failed = append(failed, "the condition of "+t.cite(r)+" does not hold")
 			}
-			return "the condition of " + t.cite(r) + why
-		}, func(*row) bool { return true }))
+		}
+		if len(failed) > 0 {
+			lack += " call: " + list(failed)
+		}
+		lacks = append(lacks, lack)
+	}
+	switch {
+	case v == Allow:
+		return "granted by " + list(said)
+	case v == Approve:
+		return "needs approval: " + list(said)
+	case len(said) > 0:
+		return "denied by " + list(said)
 	}
 	return strings.Join(lacks, "; ")
 }
 
+// unevaluated marks a row that counts because nobody can tell.
 func (t part) unevaluated(r *row) string {
-	if came, asked := t.came[r.when]; r.when != nil && asked && came == unknown {
+	if r.when != nil && t.came[r.when] == unknown {
 		return " (its condition could not be evaluated)"
 	}
 	return ""
 }
 
-// cite names the rows that are wanted, in the words of say, or else by place.
-func cite(parts []part, say func(part, *row) string, wanted func(*row) bool) string {
-	var said []string
-	more := 0
-	for _, t := range parts {
-		for _, r := range t.rows {
-			if !wanted(r) {
-				continue
-			}
-			if len(said) == maxCited {
-				more++
-				continue
-			}
-			words := say(t, r)
-			if words == "" {
-				words = t.cite(r)
-			}
-			said = append(said, words)
-		}
+// list names so many things and counts the rest; Rules holds them all.
+func list(words []string) string {
+	const most = 8
+	if more := len(words) - most; more > 0 {
+		words = append(slices.Clip(words[:most]), fmt.Sprintf("%d more", more))
 	}
-	if more > 0 {
-		said = append(said, fmt.Sprintf("%d more", more))
-	}
-	return strings.Join(said, ", ")
+	return strings.Join(words, ", ")
 }
