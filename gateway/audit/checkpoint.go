@@ -47,6 +47,12 @@ func openCheckpoint(signed []byte, v note.Verifier) (Checkpoint, error) {
 	if err != nil {
 		return Checkpoint{}, err
 	}
+	for _, sig := range n.Sigs {
+		// One text for one signature: note lets stray bits pass.
+		if _, err := base64.StdEncoding.Strict().DecodeString(sig.Base64); err != nil {
+			return Checkpoint{}, fmt.Errorf("signature: %w", err)
+		}
+	}
 	lines := strings.Split(n.Text, "\n")
 	if len(lines) < 4 || lines[3] != "" {
 		return Checkpoint{}, errors.New("not a checkpoint")

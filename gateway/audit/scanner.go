@@ -1,6 +1,9 @@
 package audit
 
-import "bytes"
+import (
+	"bytes"
+	"encoding/binary"
+)
 
 // A scanner recognises lines that are certainly canonical JSON, and picks the
 // head out of them on the way: objects with plain ASCII keys in order, strings
@@ -171,7 +174,7 @@ func (s *scanner) next(c byte) bool {
 	return false
 }
 
-// text reads a string of printable ASCII without escapes.
+// text reads a string of ASCII without escapes.
 func (s *scanner) text() ([]byte, bool) {
 	if !s.next('"') {
 		return nil, false
@@ -181,21 +184,32 @@ func (s *scanner) text() ([]byte, bool) {
 		return nil, false
 	}
 	text := s.in[s.at : s.at+n : s.at+n]
-	for _, c := range text {
-		if !plain[c] {
-			return nil, false
-		}
+	if !plain(text) {
+		return nil, false
 	}
 	s.at += n + 1
 	return text, true
 }
 
-var plain = func() (t [256]bool) {
-	for c := 0x20; c < 0x7f; c++ {
-		t[c] = c != '"' && c != '\\'
+// plain reports whether text is ASCII without control characters and
+// backslashes, eight bytes at a time.
+func plain(text []byte) bool {
+	const ones, high = 0x0101010101010101, 0x8080808080808080
+	for len(text) >= 8 {
+		w := binary.LittleEndian.Uint64(text)
+		slash := w ^ ones*'\\'
+		if (w|(w-ones*0x20)|(slash-ones)&^slash)&high != 0 {
+			return false
+		}
+		text = text[8:]
 	}
-	return t
-}()
+	for _, c := range text {
+		if c < 0x20 || c >= 0x80 || c == '\\' {
+			return false
+		}
+	}
+	return true
+}
 
 // number reads a whole number that a double holds and prints as it stands: at
 // most 15 digits before any closing zeros, 18 in all.
