@@ -56,9 +56,6 @@ type needed struct {
 	What string
 	Have int
 	N    int
-	By   []string
-	File string
-	Line int
 }
 
 type tenant struct {
@@ -237,14 +234,13 @@ func (s *console) approval(op gateway.Operator, a gateway.ApprovalRequest) *appr
 		}
 	}
 	for _, n := range a.Need {
-		row := needed{What: "any operator", N: n.N, File: n.Rule.File, Line: n.Rule.Line}
+		row := needed{What: "any operator", N: n.N}
 		if n.Group != "" {
 			row.What = "group " + n.Group
 		}
 		for _, vote := range a.Votes {
 			if vote.Approve && (n.Group == "" || slices.Contains(vote.Groups, n.Group)) {
 				row.Have++
-				row.By = append(row.By, vote.By)
 			}
 		}
 		v.Needs = append(v.Needs, row)
@@ -401,7 +397,7 @@ func needsOf(a gateway.ApprovalRequest) string {
 				have++
 			}
 		}
-		parts = append(parts, fmt.Sprintf("%d of %d from %s", have, n.N, cmp.Or(n.Group, "any operator")))
+		parts = append(parts, fmt.Sprintf("%d of %d approvals from %s", have, n.N, cmp.Or(n.Group, "any operator")))
 	}
 	return strings.Join(parts, ", ")
 }

@@ -2,6 +2,7 @@ package console
 
 import (
 	"fmt"
+	"html/template"
 	"maps"
 	"slices"
 	"strings"
@@ -110,6 +111,30 @@ func Reveal(s string) Shown {
 		out.Notes = append([]string{count(out.Hidden, "hidden character", "hidden characters") + " made visible"}, out.Notes...)
 	}
 	return out
+}
+
+// HTML is the text with its marks as markup, isolated from what stands around
+// it. It is the one place where markup is made without a template, because a
+// hostile megabyte has half a million parts; only Text comes from outside, and
+// it is escaped.
+func (s Shown) HTML() template.HTML {
+	var b strings.Builder
+	b.WriteString("<bdi>")
+	for _, p := range s.Parts {
+		text := template.HTMLEscapeString(p.Text)
+		switch p.Kind {
+		case Mark:
+			b.WriteString(`<mark class="esc">` + text + `</mark>`)
+		case Odd:
+			b.WriteString(`<span class="odd">` + text + `</span>`)
+		case Break:
+			b.WriteString(`<mark class="nl">` + text + "</mark>\n")
+		default:
+			b.WriteString(text)
+		}
+	}
+	b.WriteString("</bdi>")
+	return template.HTML(b.String())
 }
 
 // String is the text with its marks, for places that take no markup.
