@@ -1,0 +1,141 @@
+package identity_test
+
+import (
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"toolbroker/brokers/identity"
+	"toolbroker/gateway"
+)
+
+var epoch = time.Date(2026, 11, 23, 0, 0, 0, 0, time.UTC)
+
+func newKey(t testing.TB, id string) (string, identity.Key) {
+	key, hash, err := identity.NewKey(id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key.Reveal(), identity.Key{ID: id, Hash: hash, Tenant: "acme", Principal: "agent:a", OnBehalfOf: "ann", Owner: "alice", Expires: epoch.Add(time.Hour)}
+}
+
+func TestAPIKeys(t *testing.T) {
+	now := epoch
+	raw, key := newKey(t, "a-1")
+	other, _ := newKey(t, "a-1")
+	i, err := identity.New(identity.Config{Keys: []identity.Key{key}, Now: func() time.Time { return now }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := i.Identify(t.Context(), gateway.NewSecret(raw))
+	if err != nil || p.ID != "agent:a" || p.Tenant != "acme" || p.OnBehalfOf != "ann" || p.Owner != "alice" || p.Credential != "a-1" || p.Task != "" {
+		t.Fatalf("%+v %v", p, err)
+	}
+	for name, bearer := range map[string]string{
+		"nothing":              "",
+		"another key":          other,
+		"an unknown name":      strings.Replace(raw, "a-1", "a-2", 1),
+		"in capitals":          strings.ToUpper(raw),
+		"with a space":         raw + " ",
+		"cut":                  raw[:len(raw)-1],
+		"its hash":             key.Hash,
+		"the zero key":         "tbk__",
+		"something else":       "Basic abc",
+		"a token, unsupported": "a.b.c",
+		"a megabyte":           "tbk_" + strings.Repeat("a", 1<<20),
+	} {
+		if _, err := i.Identify(t.Context(), gateway.NewSecret(bearer)); !errors.Is(err, gateway.ErrUnidentified) {
+			t.Errorf("%s: %v", name, err)
+		} else if len(bearer) > 8 && strings.Contains(err.Error(), bearer) {
+			t.Errorf("%s: the error holds the token", name)
+		}
+	}
+	now = key.Expires
+	if _, err := i.Identify(t.Context(), gateway.NewSecret(raw)); !errors.Is(err, gateway.ErrUnidentified) {
+		t.Errorf("expired: %v", err)
+	}
+}
+
+func TestTaskTokens(t *testing.T) {
+	now, asked := epoch, 0
+	i, err := identity.New(identity.Config{Now: func() time.Time { return now }, Tokens: func(raw string) (gateway.Principal, error) {
+		asked++
+		if raw != "a.b.c" {
+			return gateway.Principal{}, errors.New("bad signature")
+		}
+		return gateway.Principal{ID: "agent:a", Tenant: "acme", Task: "task-1", Expires: epoch.Add(time.Minute)}, nil
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		if p, err := i.Identify(t.Context(), gateway.NewSecret("a.b.c")); err != nil || p.Task != "task-1" {
+			t.Fatalf("%+v %v", p, err)
+		}
+	}
+	if asked != 1 {
+		t.Errorf("verified %d times", asked)
+	}
+	for range 2 {
+		if _, err := i.Identify(t.Context(), gateway.NewSecret("a.b.d")); !errors.Is(err, gateway.ErrUnidentified) {
+			t.Errorf("bad: %v", err)
+		}
+	}
+	now = epoch.Add(time.Minute)
+	if _, err := i.Identify(t.Context(), gateway.NewSecret("a.b.c")); !errors.Is(err, gateway.ErrUnidentified) {
+		t.Errorf("a remembered token outlives itself: %v", err)
+	}
+}
+
+func TestKeysThatAreNone(t *testing.T) {
+	_, good := newKey(t, "a")
+	for name, change := range map[string]func(*identity.Key){
+		"no hash":   func(k *identity.Key) { k.Hash = "" },
+		"md5":       func(k *identity.Key) { k.Hash = "md5:00" },
+		"no owner":  func(k *identity.Key) { k.Owner = "" },
+		"no tenant": func(k *identity.Key) { k.Tenant = "" },
+		"for ever":  func(k *identity.Key) { k.Expires = time.Time{} },
+	} {
+		k := good
+		change(&k)
+		if _, err := identity.New(identity.Config{Keys: []identity.Key{k}}); err == nil {
+			t.Errorf("%s: accepted", name)
+		}
+	}
+	if _, err := identity.New(identity.Config{Keys: []identity.Key{good, good}}); err == nil {
+		t.Error("one key twice: accepted")
+	}
+	if _, _, err := identity.NewKey("No Good"); err == nil {
+		t.Error("a name with a space: accepted")
+	}
+}
+
+// Whatever is presented, only the key itself is let in, and nothing panics.
+func FuzzIdentify(f *testing.F) {
+	raw, key := newKey(f, "a")
+	i, err := identity.New(identity.Config{Keys: []identity.Key{key}, Now: func() time.Time { return epoch },
+		Tokens: func(string) (gateway.Principal, error) { return gateway.Principal{}, gateway.ErrUnidentified }})
+	if err != nil {
+		f.Fatal(err)
+	}
+	for _, s := range []string{raw, raw[:20], "a.b.c", "tbk_", "tbk_a_", "tbk_a_aaaaaaaaaaaaaaaaaaaaaaaaaa"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		if _, err := i.Identify(t.Context(), gateway.NewSecret(s)); err == nil && s != raw {
+			t.Fatalf("%q is let in", s)
+		}
+	})
+}
+
+func BenchmarkIdentifyKey(b *testing.B) {
+	raw, key := newKey(b, "a")
+	i, _ := identity.New(identity.Config{Keys: []identity.Key{key}, Now: func() time.Time { return epoch }})
+	s := gateway.NewSecret(raw)
+	for b.Loop() {
+		if _, err := i.Identify(b.Context(), s); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
