@@ -14,14 +14,9 @@ import (
 )
 
 func TestContract(t *testing.T) {
-	redistest.Each(t, func(t *testing.T, _ *redistest.Server) {
-		real := t.Name() == "TestContract/real"
+	redistest.Each(t, func(t *testing.T, start func(testing.TB) *redistest.Server) {
 		gatewaytest.TasksContract(t, func(t *testing.T) gatewaytest.TasksRig {
-			srv := redistest.Embedded
-			if real {
-				srv = redistest.Real
-			}
-			s, facts := srv(t), &gatewaytest.Facts{}
+			s, facts := start(t), &gatewaytest.Facts{}
 			return gatewaytest.TasksRig{
 				Replica: func() gateway.Tasks { return replica(t, s, facts) },
 				Facts:   facts,

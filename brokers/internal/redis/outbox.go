@@ -47,8 +47,8 @@ func (o *Outbox) Wake() {
 
 // Run drains until ctx ends: on every Wake, and each second for what other
 // replicas or an earlier life of this one left behind. An entry whose send
-// fails stays, first in line, and is sent again; send must make one fact of
-// two sendings, by the entry's Key.
+// fails stays and is sent again, and does not hold up those behind it; send must
+// make one fact of two sendings, by the entry's Key.
 func (o *Outbox) Run(ctx context.Context, send func(context.Context, Entry) error) error {
 	for {
 		for _, t := range o.store.tenants {
@@ -69,7 +69,7 @@ func (o *Outbox) Run(ctx context.Context, send func(context.Context, Entry) erro
 // again; what it sends must be done before that.
 const hold = 10 * time.Second
 
-// take locks the outbox for one replica and returns its oldest entries, flat:
+// take locks the outbox for one replica and returns entries from an id on, flat:
 // id, number of strings, strings.
 var take = NewScript(`
 local holder = redis.call('GET', KEYS[2])
@@ -77,7 +77,7 @@ if holder and holder ~= ARGV[1] then return {'held'} end
 if redis.call('XLEN', KEYS[1]) == 0 then return {'empty'} end
 redis.call('SET', KEYS[2], ARGV[1], 'PX', ARGV[2])
 local out = {'ok'}
-for _, e in ipairs(redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', ARGV[3])) do
+for _, e in ipairs(redis.call('XRANGE', KEYS[1], ARGV[4], '+', 'COUNT', ARGV[3])) do
   out[#out+1] = e[1]
   out[#out+1] = #e[2]
   for _, v in ipairs(e[2]) do out[#out+1] = v end
@@ -109,43 +109,59 @@ func (o *Outbox) Drain(ctx context.Context, tenant string, send func(context.Con
 			o.store.Run(ctx, leave, []Key{lock}, o.token)
 		}
 	}()
-	for {
-		reply, err := o.store.Run(ctx, take, []Key{stream, lock}, o.token, hold.Milliseconds(), 64)
+	var failed error
+	for last := "-"; ; {
+		reply, err := o.store.Run(ctx, take, []Key{stream, lock}, o.token, hold.Milliseconds(), 64, last)
 		if err != nil {
-			return err
+			return errors.Join(failed, err)
 		}
 		if reply[0] != "ok" {
-			return nil
+			return failed
 		}
 		held = true
-		if err := o.sendAll(ctx, stream, reply[1:], send); err != nil {
-			return err
+		before := last
+		if last, err = o.sendAll(ctx, stream, last, reply[1:], send); err != nil {
+			failed = err // one is enough to say
+		}
+		if last == before || ctx.Err() != nil {
+			return failed
 		}
 	}
 }
 
-func (o *Outbox) sendAll(ctx context.Context, stream Key, flat []string, send func(context.Context, Entry) error) error {
+// sendAll sends a batch, but for what was tried already, and returns the last
+// entry it tried.
+func (o *Outbox) sendAll(ctx context.Context, stream Key, last string, flat []string, send func(context.Context, Entry) error) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, hold-2*time.Second)
 	defer cancel()
+	var failed error
 	for len(flat) > 0 {
 		id := flat[0]
 		n, err := strconv.Atoi(flat[1])
 		if err != nil || n%2 != 0 || n > len(flat)-2 {
-			return errors.New("redis: outbox: not an entry")
+			return last, errors.New("redis: outbox: not an entry")
 		}
-		e := Entry{Tenant: stream.tenant, Key: o.owner + ":" + stream.tenant + ":" + id, Fields: map[string]string{}}
-		for i := 2; i < 2+n; i += 2 {
-			e.Fields[flat[i]] = flat[i+1]
-		}
+		strings := flat[2 : 2+n]
 		flat = flat[2+n:]
-		if err := send(ctx, e); err != nil {
-			return err
+		if id == last {
+			continue
 		}
-		if err := o.store.client.XDel(ctx, stream.name, id).Err(); err != nil {
-			return err
+		if ctx.Err() != nil {
+			return last, ctx.Err()
+		}
+		last = id
+		e := Entry{Tenant: stream.tenant, Key: o.owner + ":" + stream.tenant + ":" + id, Fields: map[string]string{}}
+		for i := 0; i < n; i += 2 {
+			e.Fields[strings[i]] = strings[i+1]
+		}
+		if err = send(ctx, e); err == nil {
+			err = o.store.client.XDel(ctx, stream.name, id).Err()
+		}
+		if err != nil {
+			failed = err
 		}
 	}
-	return nil
+	return last, failed
 }
 
 // Jitter returns a duration around d, so that replicas do not march in step.

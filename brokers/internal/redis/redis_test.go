@@ -174,7 +174,8 @@ var add = redis.NewScript(`return {redis.call('XADD', KEYS[1], '*', 'n', ARGV[1]
 // and then: every entry arrives, in order of keys per replica, and none under
 // two keys.
 func TestOutboxLosesNothing(t *testing.T) {
-	redistest.Each(t, func(t *testing.T, srv *redistest.Server) {
+	redistest.Each(t, func(t *testing.T, start func(testing.TB) *redistest.Server) {
+		srv := start(t)
 		const n = 60
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
@@ -231,8 +232,37 @@ func TestOutboxLosesNothing(t *testing.T) {
 	})
 }
 
+func TestOneThatFailsHoldsUpNobody(t *testing.T) {
+	redistest.Each(t, func(t *testing.T, start func(testing.TB) *redistest.Server) {
+		s := start(t).Open(t, "acme")
+		box := s.Outbox("test")
+		for i := range 200 {
+			if _, err := s.Run(t.Context(), add, []redis.Key{must(box.Key("acme"))}, i, ""); err != nil {
+				t.Fatal(err)
+			}
+		}
+		var got []string
+		bad := errors.New("not today")
+		send := func(_ context.Context, e redis.Entry) error {
+			if len(e.Fields["n"]) < 3 { // the first hundred
+				return bad
+			}
+			got = append(got, e.Fields["n"])
+			return nil
+		}
+		if err := box.Drain(t.Context(), "acme", send); !errors.Is(err, bad) || len(got) != 100 || got[0] != "100" || got[99] != "199" {
+			t.Errorf("%d sent, %v", len(got), err)
+		}
+		got, bad = nil, nil
+		if err := box.Drain(t.Context(), "acme", func(_ context.Context, e redis.Entry) error { got = append(got, e.Fields["n"]); return nil }); err != nil || len(got) != 100 || got[0] != "0" {
+			t.Errorf("then %d sent, %v", len(got), err)
+		}
+	})
+}
+
 func TestHintsReachOtherReplicas(t *testing.T) {
-	redistest.Each(t, func(t *testing.T, srv *redistest.Server) {
+	redistest.Each(t, func(t *testing.T, start func(testing.TB) *redistest.Server) {
+		srv := start(t)
 		a, b := srv.Open(t, "acme", "globex"), srv.Open(t, "acme", "globex")
 		hints := must(b.Listen(t.Context(), "test"))
 		say := redis.NewScript(`redis.call('PUBLISH', KEYS[1], ARGV[1]) return {'ok'}`)

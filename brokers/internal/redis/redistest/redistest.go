@@ -24,25 +24,26 @@ var SealKey = []byte("a key of thirty-two bytes, a test")
 
 // A Server is one Redis. Several stores on it are several replicas.
 type Server struct {
-	Name string // "embedded" or "real"
 	addr string
 	mini *miniredis.Miniredis
+	now  time.Time // of a clock that was moved
 	dir  string
 	proc *exec.Cmd
 	raw  *goredis.Client
 }
 
-// Each runs a test on the embedded Redis and on a real one.
-func Each(t *testing.T, test func(t *testing.T, s *Server)) {
-	t.Run("embedded", func(t *testing.T) { test(t, Embedded(t)) })
-	t.Run("real", func(t *testing.T) { test(t, Real(t)) })
+// Each runs a test on the embedded Redis and on a real one; it is handed how to
+// start one.
+func Each(t *testing.T, test func(t *testing.T, start func(testing.TB) *Server)) {
+	t.Run("embedded", func(t *testing.T) { test(t, Embedded) })
+	t.Run("real", func(t *testing.T) { test(t, Real) })
 }
 
 // Embedded starts miniredis, with its clock running, behind a loopback address,
 // so that several stores can share it.
 func Embedded(t testing.TB) *Server {
 	t.Helper()
-	s := &Server{Name: "embedded", mini: miniredis.NewMiniRedis()}
+	s := &Server{mini: miniredis.NewMiniRedis()}
 	s.mini.ClockTTL(true)
 	if err := s.mini.Start(); err != nil {
 		t.Fatal(err)
@@ -66,7 +67,7 @@ func Real(t testing.TB) *Server {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &Server{Name: "real", addr: l.Addr().String(), dir: t.TempDir()}
+	s := &Server{addr: l.Addr().String(), dir: t.TempDir()}
 	l.Close()
 	s.Start(t)
 	t.Cleanup(func() { s.Stop(t) })
@@ -139,6 +140,20 @@ func (s *Server) Do(t testing.TB, args ...any) any {
 		t.Fatalf("redis %v: %v", args[0], err)
 	}
 	return v
+}
+
+// Advance moves the clock of the embedded Redis, which stands still from the
+// first call on. It reports false where the clock is not ours to move.
+func (s *Server) Advance(d time.Duration) bool {
+	if s.mini == nil {
+		return false
+	}
+	if s.now.IsZero() {
+		s.now = time.Now().UTC().Truncate(time.Millisecond)
+	}
+	s.now = s.now.Add(d)
+	s.mini.SetTime(s.now)
+	return true
 }
 
 // Keys lists the keys that match a pattern.
