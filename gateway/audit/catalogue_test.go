@@ -5,6 +5,8 @@ import (
 	"go/parser"
 	"go/token"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
@@ -72,5 +74,50 @@ func TestATypeOutsideTheCatalogueIsRefused(t *testing.T) {
 	l := open(t, cfg)
 	if err := l.Append(t.Context(), Event{Type: "made.up"}); err == nil {
 		t.Error("taken")
+	}
+}
+
+// What the docs tell an auditor to run without us does find what it should.
+func TestTheDocsChecksWork(t *testing.T) {
+	doc := string(must(os.ReadFile("../../docs/audit-format.md")))
+	block := func(lang string) string {
+		_, code, ok := strings.Cut(doc, "```"+lang+"\n")
+		code, _, ok2 := strings.Cut(code, "```")
+		if !ok || !ok2 {
+			t.Fatalf("no %s in the docs", lang)
+		}
+		return code
+	}
+	cfg := config(t)
+	cfg.SegmentBytes = 4096
+	closed(t, cfg, 10)
+	run := func(name string, args ...string) string {
+		if _, err := exec.LookPath(name); err != nil {
+			t.Logf("skipped: no %s", name)
+			return ""
+		}
+		cmd := exec.Command(name, args...)
+		cmd.Dir = filepath.Dir(cfg.Dir)
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		return string(out)
+	}
+	if out := run("sh", "-c", block("sh")); out != "" {
+		t.Errorf("the chain of a whole log: %s", out)
+	}
+	if out := run("python3", "-c", block("python")); out != "" && out != "True\n" {
+		t.Errorf("the root of a whole log: %s", out)
+	}
+	path := segmentPath(cfg.Dir, 1)
+	if err := os.WriteFile(path, forged(must(os.ReadFile(path))), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out := run("sh", "-c", block("sh")); !strings.HasPrefix(out, "broken before: ") {
+		t.Errorf("the chain of a forged log: %q", out)
+	}
+	if out := run("python3", "-c", block("python")); out != "" && out != "False\n" {
+		t.Errorf("the root of a forged log: %s", out)
 	}
 }
