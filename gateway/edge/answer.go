@@ -67,13 +67,16 @@ func (f *fault) bytes(id jsontext.Value) []byte {
 
 // envelope is a response around a body, which is embedded as it is.
 func envelope(id jsontext.Value, member string, body []byte) []byte {
+	b := beginEnvelope(make([]byte, 0, len(id)+len(body)+40), id, member)
+	return append(append(b, body...), '}')
+}
+
+func beginEnvelope(b []byte, id jsontext.Value, member string) []byte {
 	if id == nil {
 		id = jsontext.Value("null")
 	}
-	b := make([]byte, 0, len(id)+len(body)+40)
 	b = append(append(append(b, `{"jsonrpc":"2.0","id":`...), id...), `,"`...)
-	b = append(append(b, member...), `":`...)
-	return append(append(b, body...), '}')
+	return append(append(b, member...), `":`...)
 }
 
 // oneLine replaces line ends, which in JSON can only stand between tokens, so
@@ -271,8 +274,8 @@ func tidyResult(raw []byte, modern bool) ([]byte, error) {
 // level's _meta the server's name for itself. It returns the top level's
 // resultType, if any. What it does not delete it leaves byte for byte.
 func tidy(raw []byte) (out []byte, resultType string, err error) {
-	t := tidier{raw: raw, deep: mayBeOurs(raw),
-		dec: jsontext.NewDecoder(bytes.NewBuffer(raw), jsontext.AllowDuplicateNames(true))}
+	t := tidier{raw: raw, deep: mayBeOurs(raw), dec: borrow(raw, jsontext.AllowDuplicateNames(true))}
+	defer giveBack(t.dec)
 	if err := t.value(top); err != nil {
 		return nil, "", err
 	}
@@ -415,11 +418,11 @@ func mayBeOurs(raw []byte) bool {
 
 // answerList is the result of tools/list.
 func answerList(id jsontext.Value, tools []gateway.Tool, modern bool) []byte {
-	size := 128
+	size := 256 + len(id)
 	for _, t := range tools {
 		size += len(t.Definition) + 1
 	}
-	b := append(make([]byte, 0, size), `{"tools":[`...)
+	b := append(beginEnvelope(make([]byte, 0, size), id, "result"), `{"tools":[`...)
 	for i, t := range tools {
 		if i > 0 {
 			b = append(b, ',')
@@ -438,7 +441,7 @@ func answerList(id jsontext.Value, tools []gateway.Tool, modern bool) []byte {
 		b = strconv.AppendInt(b, listTTL.Milliseconds(), 10)
 		b = append(b, `,"cacheScope":"private"`...)
 	}
-	return envelope(id, "result", append(b, '}'))
+	return append(b, "}}"...)
 }
 
 const listTTL = 5 * time.Second

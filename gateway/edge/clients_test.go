@@ -19,7 +19,6 @@ import (
 
 // An agent is a client not written by us, in one era, over one transport.
 type agent struct {
-	name     string
 	list     func(context.Context) ([]string, error)
 	call     func(ctx context.Context, name string, args map[string]any, progress bool) (text string, isError bool, err error)
 	progress chan float64
@@ -77,6 +76,7 @@ func mcpGo(t *testing.T, d *door, era, over string) *agent {
 	} else {
 		opts := []transport.StreamableHTTPCOption{transport.WithHTTPHeaders(map[string]string{"Authorization": "Bearer alice"})}
 		if era != modern {
+			//lint:ignore SA1019 what clients of that era do
 			opts = append(opts, transport.WithContinuousListening())
 		}
 		if tr, err = transport.NewStreamableHTTP(d.url+"/mcp", opts...); err != nil {

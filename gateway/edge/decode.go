@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"strings"
+	"sync"
 
 	"github.com/go-json-experiment/json/jsontext"
 	"github.com/mark3labs/mcp-go/mcp"
@@ -59,7 +60,8 @@ func decode(raw []byte) (message, error) {
 	if tooDeep(raw) {
 		return m, badMessage(mcp.INVALID_REQUEST, "the message is nested too deeply")
 	}
-	d := reader{raw: raw, dec: jsontext.NewDecoder(bytes.NewBuffer(raw))}
+	d := reader{raw: raw, dec: borrow(raw)}
+	defer giveBack(d.dec)
 	var rpc, response bool
 	err := d.object(envelopeNames, func(name string) (err error) {
 		switch name {
@@ -122,6 +124,21 @@ func asFault(err error) error {
 type reader struct {
 	raw []byte
 	dec *jsontext.Decoder
+}
+
+var decoders = sync.Pool{New: func() any { return new(jsontext.Decoder) }}
+
+// borrow returns a decoder of raw that must be given back. It changes nothing
+// in raw, and what it returned before is raw's.
+func borrow(raw []byte, opts ...jsontext.Options) *jsontext.Decoder {
+	d := decoders.Get().(*jsontext.Decoder)
+	d.Reset(bytes.NewBuffer(raw), opts...)
+	return d
+}
+
+func giveBack(d *jsontext.Decoder) {
+	d.Reset(strings.NewReader("")) // forget what was read
+	decoders.Put(d)
 }
 
 func (d *reader) params(m *message) error {
@@ -263,21 +280,37 @@ func idKey(v jsontext.Value) string {
 
 // tooDeep counts brackets outside strings, so that nothing recurses further.
 func tooDeep(raw []byte) bool {
-	depth, quoted := 0, false
+	depth := 0
 	for i := 0; i < len(raw); i++ {
-		switch c := raw[i]; {
-		case quoted && c == '\\':
-			i++
-		case c == '"':
-			quoted = !quoted
-		case quoted:
-		case c == '{' || c == '[':
+		switch raw[i] {
+		case '"':
+			i = stringEnd(raw, i+1)
+		case '{', '[':
 			if depth++; depth > maxNesting {
 				return true
 			}
-		case c == '}' || c == ']':
+		case '}', ']':
 			depth--
 		}
 	}
 	return false
+}
+
+// stringEnd is where the quote stands that ends the string that has begun
+// before i, or the end of raw.
+func stringEnd(raw []byte, i int) int {
+	for begin := i; ; i++ {
+		quote := bytes.IndexByte(raw[i:], '"')
+		if quote < 0 {
+			return len(raw)
+		}
+		i += quote
+		slashes := 0
+		for i-slashes > begin && raw[i-slashes-1] == '\\' {
+			slashes++
+		}
+		if slashes%2 == 0 {
+			return i
+		}
+	}
 }

@@ -112,19 +112,15 @@ func (e *Edge) originAllowed(origins []string, loopback bool) bool {
 	return err == nil && loopback && (u.Scheme == "http" || u.Scheme == "https") && isLoopback(u.Host)
 }
 
-// credential is what the request presents. It is false when a header cannot be
-// what it should be.
+// credential is what the request presents, but for a session. It is false when
+// a header cannot be what it should be.
 func credential(r *http.Request) (gateway.Credential, bool) {
-	c := gateway.Credential{
-		Task:    r.Header.Get(TaskHeader),
-		Session: r.Header.Get(mcp.HeaderSessionID),
-		Source:  r.RemoteAddr,
-	}
+	c := gateway.Credential{Task: r.Header.Get(TaskHeader), Source: r.RemoteAddr}
 	scheme, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
 	if strings.EqualFold(scheme, "Bearer") {
 		c.Bearer = gateway.NewSecret(strings.TrimSpace(token))
 	}
-	return c, (c.Task == "" || isID(c.Task)) && (c.Session == "" || isID(c.Session))
+	return c, c.Task == "" || isID(c.Task)
 }
 
 // isID reports whether s is in the closed grammar of ids.
@@ -140,6 +136,8 @@ func accepts(h http.Header) (plain, events bool) {
 	values := h.Values("Accept")
 	if len(values) == 0 {
 		return true, false
+	} else if len(values) == 1 && values[0] == "application/json, text/event-stream" {
+		return true, true // what nearly every client says
 	}
 	for part := range strings.SplitSeq(strings.Join(values, ","), ",") {
 		kind, params, err := mime.ParseMediaType(part)
@@ -160,8 +158,8 @@ func accepts(h http.Header) (plain, events bool) {
 
 // readBody reads a JSON body of at most limit bytes, or writes why not.
 func readBody(w http.ResponseWriter, r *http.Request, limit int64) ([]byte, bool) {
-	kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
-	if err != nil || kind != "application/json" {
+	const plain = "application/json"
+	if kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || kind != plain {
 		http.Error(w, "Content-Type must be application/json", http.StatusUnsupportedMediaType)
 		return nil, false
 	}
@@ -174,7 +172,7 @@ func readBody(w http.ResponseWriter, r *http.Request, limit int64) ([]byte, bool
 		return nil, false
 	}
 	body := make([]byte, 0, max(r.ContentLength+1, 512))
-	body, err = appendAll(body, http.MaxBytesReader(w, r.Body, limit))
+	body, err := appendAll(body, http.MaxBytesReader(w, r.Body, limit))
 	if _, tooLarge := errors.AsType[*http.MaxBytesError](err); tooLarge {
 		http.Error(w, "the body is too large", http.StatusRequestEntityTooLarge)
 		return nil, false

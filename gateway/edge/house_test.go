@@ -1,7 +1,6 @@
 package edge
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -384,14 +383,6 @@ func get[T any](t *testing.T, what string, c <-chan T) T {
 		t.Fatalf("nothing came: %s", what)
 		panic("unreachable")
 	}
-}
-
-func compact(s string) string {
-	var b bytes.Buffer
-	if json.Compact(&b, []byte(s)) != nil {
-		return s
-	}
-	return b.String()
 }
 
 var errDown = errors.New("redis is away")

@@ -29,7 +29,7 @@ func (e *Edge) lifecycle(w http.ResponseWriter, r *http.Request, cred gateway.Cr
 		return
 	}
 	if m.method == string(mcp.MethodSubscriptionsListen) {
-		e.stream(w, r, cred, "", body)
+		e.stream(w, r, cred, m.id, "", body)
 		return
 	}
 	initialize := m.method == string(mcp.MethodInitialize) && !modern
@@ -100,7 +100,7 @@ func (e *Edge) getStream(w http.ResponseWriter, r *http.Request, cred gateway.Cr
 		http.Error(w, mcp.HeaderSessionID+" is missing", http.StatusBadRequest)
 		return
 	}
-	e.stream(w, r, cred, newSession(), nil)
+	e.stream(w, r, cred, nil, newSession(), nil)
 }
 
 // deleteSession ends a legacy session here and, through the gateway, everywhere.
@@ -120,10 +120,11 @@ func (e *Edge) deleteSession(w http.ResponseWriter, r *http.Request, cred gatewa
 }
 
 // stream serves a GET stream or subscriptions/listen for as long as its
-// credential, session and task are good.
-func (e *Edge) stream(w http.ResponseWriter, r *http.Request, cred gateway.Credential, name string, body []byte) {
+// credential, session and task are good. The former has a name, the latter an
+// id and a body.
+func (e *Edge) stream(w http.ResponseWriter, r *http.Request, cred gateway.Credential, id jsontext.Value, name string, body []byte) {
 	if _, _, err := e.Gateway.Admit(r.Context(), cred); err != nil {
-		e.refuse(w, cred, nil, err)
+		e.refuse(w, cred, id, err)
 		return
 	}
 	ctx, cancel := context.WithCancelCause(r.Context())

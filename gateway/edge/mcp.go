@@ -24,12 +24,12 @@ func (e *Edge) serveMCP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	cred, ok := credential(r)
-	if !ok {
+	if !mcp.IsModernProtocol(r.Header.Get(mcp.HeaderProtocolVersion)) { // that era has no sessions
+		cred.Session = r.Header.Get(mcp.HeaderSessionID)
+	}
+	if !ok || cred.Session != "" && !isID(cred.Session) {
 		http.Error(w, "a header does not hold an id", http.StatusBadRequest)
 		return
-	}
-	if mcp.IsModernProtocol(r.Header.Get(mcp.HeaderProtocolVersion)) {
-		cred.Session = "" // that era has none
 	}
 	if _, err := e.Gateway.Identify(r.Context(), cred); err != nil {
 		e.refuse(w, cred, nil, err)

@@ -2,6 +2,7 @@ package edge
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -77,7 +78,9 @@ type pipe struct {
 	out     io.Writer
 
 	mu       sync.Mutex
+	open     int    // requests under way
 	session  string // the legacy session, once there is one
+	protocol string // what it speaks
 	unlisten func()
 }
 
@@ -140,11 +143,14 @@ func (p *pipe) take(line []byte) {
 		if m.method == "notifications/cancelled" && isRequestID(m.requestID) {
 			p.local.cancel(stdio, idKey(m.requestID))
 		}
+	case !p.begin():
+		p.send((&fault{code: -32000, message: "too many requests are under way"}).bytes(m.id))
 	default:
 		ctx, cancel := context.WithCancelCause(p.ctx)
 		// In order of arrival, so that a cancellation finds its call.
 		done := p.local.call(stdio, idKey(m.id), cancel)
-		p.requests.Go(func() {
+		serve := func() {
+			defer p.finish()
 			defer cancel(nil)
 			defer done()
 			defer func() {
@@ -156,11 +162,35 @@ func (p *pipe) take(line []byte) {
 			if body := p.answer(ctx, m, line); body != nil {
 				p.send(body)
 			}
-		})
+		}
+		if m.method == string(mcp.MethodInitialize) {
+			serve() // what follows belongs to the session that it opens
+		} else {
+			p.requests.Go(serve)
+		}
 	}
 }
 
-const stdio = "stdio"
+const (
+	stdio   = "stdio"
+	maxOpen = 256 // requests at once, so that an agent that does not read costs a bounded buffer
+)
+
+func (p *pipe) begin() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.open >= maxOpen {
+		return false
+	}
+	p.open++
+	return true
+}
+
+func (p *pipe) finish() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.open--
+}
 
 // answer returns the answer to a request, or nil for none.
 func (p *pipe) answer(ctx context.Context, m message, raw []byte) []byte {
@@ -172,7 +202,7 @@ func (p *pipe) answer(ctx context.Context, m message, raw []byte) []byte {
 		}
 	} else {
 		p.mu.Lock()
-		cred.Session, protocol = p.session, mcp.LATEST_LEGACY_PROTOCOL_VERSION
+		cred.Session, protocol = p.session, cmp.Or(p.protocol, mcp.ProtocolVersion20250326)
 		p.mu.Unlock()
 	}
 	switch mcp.MCPMethod(m.method) {
@@ -220,11 +250,15 @@ func (p *pipe) lifecycle(ctx context.Context, m message, modern bool, raw []byte
 		return nil
 	}
 	var body []byte
+	var protocol string
 	switch msg := p.edge.mcp.HandleMessage(p.edge.mcp.WithContext(ctx, l), raw).(type) {
 	case mcp.JSONRPCResponse:
 		result, err := json.Marshal(msg.Result)
 		if err != nil {
 			return (&fault{code: mcp.INTERNAL_ERROR, message: "internal"}).bytes(m.id)
+		}
+		if began, ok := msg.Result.(mcp.InitializeResult); ok {
+			protocol = began.ProtocolVersion
 		}
 		body = envelope(m.id, "result", result)
 	case mcp.JSONRPCError:
@@ -233,7 +267,7 @@ func (p *pipe) lifecycle(ctx context.Context, m message, modern bool, raw []byte
 		return (&fault{code: mcp.INTERNAL_ERROR, message: "internal"}).bytes(m.id)
 	}
 	if m.method == string(mcp.MethodInitialize) && !modern {
-		if err := p.open(ctx, l); err != nil {
+		if err := p.begun(ctx, l, protocol); err != nil {
 			r, _ := errors.AsType[*gateway.Refusal](err)
 			if r == nil {
 				r = &gateway.Refusal{Code: gateway.Internal, Err: err}
@@ -245,8 +279,8 @@ func (p *pipe) lifecycle(ctx context.Context, m message, modern bool, raw []byte
 	return body
 }
 
-// open begins the legacy session, once; its notices come from then on.
-func (p *pipe) open(ctx context.Context, l *listener) error {
+// begun opens the legacy session, once; its notices come from then on.
+func (p *pipe) begun(ctx context.Context, l *listener, protocol string) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.session != "" {
@@ -256,7 +290,7 @@ func (p *pipe) open(ctx context.Context, l *listener) error {
 	if err := p.edge.Gateway.OpenSession(ctx, p.cred, id); err != nil {
 		return err
 	}
-	p.session, p.unlisten = id, p.listen(l, nil)
+	p.session, p.protocol, p.unlisten = id, protocol, p.listen(l, nil)
 	return nil
 }
 

@@ -66,6 +66,9 @@ func TestStdioAnswersBeforeItEnds(t *testing.T) {
 		lines = append(lines, rpc(i+1, "tools/call", `"name":"echo"`))
 	}
 	got := converse(t, d, lines...)
+	if last := d.calls[len(d.calls)-1]; last.Protocol != "2025-11-25" || last.Credential.Session != d.closed[0] {
+		t.Errorf("%+v", last)
+	}
 	for i := range 101 {
 		if !strings.Contains(got, fmt.Sprintf(`"id":%d,"result"`, i)) {
 			t.Errorf("%d was not answered", i)
@@ -122,6 +125,37 @@ func TestStdioEnds(t *testing.T) {
 			}
 		})
 	}
+}
+
+// However much an agent asks for at once, it costs a bounded buffer.
+func TestStdioIsBounded(t *testing.T) {
+	d := open(t)
+	in, w := io.Pipe()
+	r, out := io.Pipe()
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- d.edge.ServeStdio(ctx, in, out, alice) }()
+	go func() {
+		for i := range maxOpen + 1 {
+			fmt.Fprintln(w, rpc(i, "tools/call", `"name":"hold"`))
+		}
+	}()
+	got, err := bufio.NewReader(r).ReadString('\n')
+	if err != nil || !strings.Contains(got, fmt.Sprintf(`"id":%d,"error":{"code":-32000`, maxOpen)) {
+		t.Errorf("%s %v", got, err)
+	}
+	go io.Copy(io.Discard, r)
+	cancel()
+	go func() {
+		for range d.holding {
+		}
+	}()
+	for range maxOpen {
+		get(t, "end of a call", d.ended1)
+	}
+	get(t, "end", done)
+	close(d.holding)
+	w.Close()
 }
 
 // A cancellation on stdio reaches its call even if it comes right behind it.
@@ -230,6 +264,7 @@ func TestReplyIsKeptAlive(t *testing.T) {
 			t.Error("a comment on a busy stream")
 		}
 		time.Sleep(51 * time.Second)
+		synctest.Wait()
 		if n := strings.Count(w.String(), ": still here\n\n"); n != 4 {
 			t.Errorf("%d comments", n)
 		}
@@ -280,9 +315,13 @@ func TestStreamAsksAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := &tape{header: http.Header{}}
 		ctx, cancel := context.WithCancelCause(context.Background())
+		var mu sync.Mutex
 		var asked, withSession int
 		var say error
+		saying := func(err error) { mu.Lock(); defer mu.Unlock(); say = err }
 		l := &live{w: w, gone: cancel, good: func(session bool) error {
+			mu.Lock()
+			defer mu.Unlock()
 			asked++
 			if session {
 				withSession++
@@ -299,12 +338,12 @@ func TestStreamAsksAgain(t *testing.T) {
 		if _, err := l.Write([]byte("data: {}\n\n")); err != nil || withSession != 2 {
 			t.Errorf("%v, asked %d times about the session", err, withSession)
 		}
-		say = no(gateway.Internal, "", errDown)
+		saying(no(gateway.Internal, "", errDown))
 		time.Sleep(10 * time.Second)
 		if ctx.Err() != nil {
 			t.Error("ended because nobody could tell")
 		}
-		say = no(gateway.NoTask, "", nil)
+		saying(no(gateway.NoTask, "", nil))
 		time.Sleep(recheck)
 		synctest.Wait()
 		if !errors.Is(context.Cause(ctx), errNotAllowed) {

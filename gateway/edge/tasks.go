@@ -86,7 +86,6 @@ func (e *Edge) restTask(w http.ResponseWriter, do func() (gateway.Task, error)) 
 // restCredential finds out who asks before anything else is read.
 func (e *Edge) restCredential(w http.ResponseWriter, r *http.Request) (gateway.Credential, bool) {
 	cred, ok := credential(r)
-	cred.Session = "" // sessions are MCP's
 	if !ok {
 		restError(w, http.StatusBadRequest, gateway.BadArguments, "a header does not hold an id")
 		return cred, false
