@@ -156,6 +156,14 @@ func (s *Server) Advance(d time.Duration) bool {
 	return true
 }
 
+// Now is the server's time.
+func (s *Server) Now() time.Time {
+	if s.now.IsZero() {
+		return time.Now()
+	}
+	return s.now
+}
+
 // Keys lists the keys that match a pattern.
 func (s *Server) Keys(t testing.TB, pattern string) []string {
 	t.Helper()
