@@ -21,8 +21,8 @@ import (
 	"toolbroker/gateway"
 )
 
-// A Key is an API key as the config has it: everything but the key.
-type Key struct {
+// An APIKey is an API key as the config has it: everything but the key.
+type APIKey struct {
 	ID         string // its public name, part of the key, on record
 	Hash       string // HashKey of the key
 	Tenant     string
@@ -34,14 +34,14 @@ type Key struct {
 
 // Config is what an Identity is made of.
 type Config struct {
-	Keys   []Key
-	Tokens func(raw string) (gateway.Principal, error) // verifies task tokens; see tasks.VerifyToken
-	Now    func() time.Time                            // default time.Now
+	Keys       []APIKey
+	TaskTokens func(raw string) (gateway.Principal, error) // verifies task tokens; see tasks.VerifyToken
+	Now        func() time.Time                            // default time.Now
 }
 
 // Identity implements [gateway.Identity]. It is safe for concurrent use.
 type Identity struct {
-	keys   map[string]Key
+	keys   map[string]APIKey
 	tokens func(string) (gateway.Principal, error)
 	now    func() time.Time
 
@@ -78,7 +78,7 @@ func hashOf(raw string) string {
 
 // New makes an Identity, or says which key is wrong.
 func New(c Config) (*Identity, error) {
-	i := &Identity{keys: map[string]Key{}, tokens: c.Tokens, now: c.Now, verified: map[[sha256.Size]byte]gateway.Principal{}}
+	i := &Identity{keys: map[string]APIKey{}, tokens: c.TaskTokens, now: c.Now, verified: map[[sha256.Size]byte]gateway.Principal{}}
 	if i.now == nil {
 		i.now = time.Now
 	}
@@ -117,7 +117,7 @@ func (i *Identity) apiKey(raw string) (gateway.Principal, error) {
 	if m := shape.FindStringSubmatch(raw); m != nil {
 		id = m[1]
 	}
-	k := i.keys[id] // the zero Key's hash matches nothing
+	k := i.keys[id] // the zero APIKey's hash matches nothing
 	if subtle.ConstantTimeCompare([]byte(hashOf(raw)), []byte(k.Hash)) != 1 {
 		return gateway.Principal{}, fmt.Errorf("%w: unknown key", gateway.ErrUnidentified)
 	}

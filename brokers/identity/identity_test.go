@@ -12,19 +12,19 @@ import (
 
 var epoch = time.Date(2026, 11, 23, 0, 0, 0, 0, time.UTC)
 
-func newKey(t testing.TB, id string) (string, identity.Key) {
+func newKey(t testing.TB, id string) (string, identity.APIKey) {
 	key, hash, err := identity.NewKey(id)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return key.Reveal(), identity.Key{ID: id, Hash: hash, Tenant: "acme", Principal: "agent:a", OnBehalfOf: "ann", Owner: "alice", Expires: epoch.Add(time.Hour)}
+	return key.Reveal(), identity.APIKey{ID: id, Hash: hash, Tenant: "acme", Principal: "agent:a", OnBehalfOf: "ann", Owner: "alice", Expires: epoch.Add(time.Hour)}
 }
 
 func TestAPIKeys(t *testing.T) {
 	now := epoch
 	raw, key := newKey(t, "a-1")
 	other, _ := newKey(t, "a-1")
-	i, err := identity.New(identity.Config{Keys: []identity.Key{key}, Now: func() time.Time { return now }})
+	i, err := identity.New(identity.Config{Keys: []identity.APIKey{key}, Now: func() time.Time { return now }})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -59,7 +59,7 @@ func TestAPIKeys(t *testing.T) {
 
 func TestTaskTokens(t *testing.T) {
 	now, asked := epoch, 0
-	i, err := identity.New(identity.Config{Now: func() time.Time { return now }, Tokens: func(raw string) (gateway.Principal, error) {
+	i, err := identity.New(identity.Config{Now: func() time.Time { return now }, TaskTokens: func(raw string) (gateway.Principal, error) {
 		asked++
 		if raw != "a.b.c" {
 			return gateway.Principal{}, errors.New("bad signature")
@@ -90,20 +90,20 @@ func TestTaskTokens(t *testing.T) {
 
 func TestKeysThatAreNone(t *testing.T) {
 	_, good := newKey(t, "a")
-	for name, change := range map[string]func(*identity.Key){
-		"no hash":   func(k *identity.Key) { k.Hash = "" },
-		"md5":       func(k *identity.Key) { k.Hash = "md5:00" },
-		"no owner":  func(k *identity.Key) { k.Owner = "" },
-		"no tenant": func(k *identity.Key) { k.Tenant = "" },
-		"for ever":  func(k *identity.Key) { k.Expires = time.Time{} },
+	for name, change := range map[string]func(*identity.APIKey){
+		"no hash":   func(k *identity.APIKey) { k.Hash = "" },
+		"md5":       func(k *identity.APIKey) { k.Hash = "md5:00" },
+		"no owner":  func(k *identity.APIKey) { k.Owner = "" },
+		"no tenant": func(k *identity.APIKey) { k.Tenant = "" },
+		"for ever":  func(k *identity.APIKey) { k.Expires = time.Time{} },
 	} {
 		k := good
 		change(&k)
-		if _, err := identity.New(identity.Config{Keys: []identity.Key{k}}); err == nil {
+		if _, err := identity.New(identity.Config{Keys: []identity.APIKey{k}}); err == nil {
 			t.Errorf("%s: accepted", name)
 		}
 	}
-	if _, err := identity.New(identity.Config{Keys: []identity.Key{good, good}}); err == nil {
+	if _, err := identity.New(identity.Config{Keys: []identity.APIKey{good, good}}); err == nil {
 		t.Error("one key twice: accepted")
 	}
 	if _, _, err := identity.NewKey("No Good"); err == nil {
@@ -114,8 +114,8 @@ func TestKeysThatAreNone(t *testing.T) {
 // Whatever is presented, only the key itself is let in, and nothing panics.
 func FuzzIdentify(f *testing.F) {
 	raw, key := newKey(f, "a")
-	i, err := identity.New(identity.Config{Keys: []identity.Key{key}, Now: func() time.Time { return epoch },
-		Tokens: func(string) (gateway.Principal, error) { return gateway.Principal{}, gateway.ErrUnidentified }})
+	i, err := identity.New(identity.Config{Keys: []identity.APIKey{key}, Now: func() time.Time { return epoch },
+		TaskTokens: func(string) (gateway.Principal, error) { return gateway.Principal{}, gateway.ErrUnidentified }})
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -131,7 +131,7 @@ func FuzzIdentify(f *testing.F) {
 
 func BenchmarkIdentifyKey(b *testing.B) {
 	raw, key := newKey(b, "a")
-	i, _ := identity.New(identity.Config{Keys: []identity.Key{key}, Now: func() time.Time { return epoch }})
+	i, _ := identity.New(identity.Config{Keys: []identity.APIKey{key}, Now: func() time.Time { return epoch }})
 	s := gateway.NewSecret(raw)
 	for b.Loop() {
 		if _, err := i.Identify(b.Context(), s); err != nil {
