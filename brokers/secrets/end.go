@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -138,8 +139,9 @@ func (b *Broker) take(ctx context.Context, tenant, id string, within time.Durati
 		return nil, nil
 	}
 	me := b.Replica + "/" + b.Boot
-	if r.By != "" && r.By != me && time.Now().Before(r.Until) {
-		return nil, errBusy
+	replica, _, _ := strings.Cut(r.By, "/")
+	if r.By != "" && replica != b.Replica && time.Now().Before(r.Until) {
+		return nil, errBusy // an earlier boot of our own is at nothing any more
 	}
 	r.Lost = r.Lost || r.unlearnt()
 	r.By, r.Until = me, time.Now().Add(within+callTimeout)

@@ -20,6 +20,7 @@ const longest = time.Hour
 // A live lease is one that this process issued and that has not ended here.
 type live struct {
 	record  record
+	since   time.Time // of its issue or last renewal
 	gen     int       // the login that its token hangs from
 	last    time.Time // its token's end, which no renewal goes beyond
 	renewAt time.Time // zero when it cannot be, or has been often enough
@@ -105,7 +106,7 @@ func (b *Broker) usable(ctx context.Context, tenant, id string) (bool, error) {
 	b.mu.Lock()
 	v, closed, young := b.live[id], b.closed, false
 	if v != nil {
-		life := v.record.Expires.Sub(v.record.Issued)
+		life := v.record.Expires.Sub(v.since)
 		young = time.Until(v.record.Expires) > min(life/3, 30*time.Second)
 	}
 	b.mu.Unlock()
@@ -229,7 +230,7 @@ func (b *Broker) issue(ctx context.Context, d *Binding, tenant, task, call strin
 	if l.Env, err = fill(d.env, got.data, &l.Values); err != nil {
 		return gateway.Lease{}, err
 	}
-	v := &live{record: *r, gen: c.gen, last: c.expires}
+	v := &live{record: *r, since: r.Issued, gen: c.gen, last: c.expires}
 	if got.renew && r.Expires.Before(c.expires.Add(-time.Second)) {
 		v.renewAt = r.Issued.Add(r.Expires.Sub(r.Issued) * 2 / 3)
 	}
@@ -267,7 +268,7 @@ func (b *Broker) life(ctx context.Context, r *record, d *Binding, task string) (
 // lost says whether what was asked may have been done all the same.
 func lost(err error) bool {
 	e, ok := errors.AsType[*vaultError](err)
-	return ok && !e.answered
+	return ok && !e.answered && !errors.Is(err, errLogin)
 }
 
 // refused records that nothing came of a lease, and ends what did. It returns
@@ -419,14 +420,14 @@ func (b *Broker) renewDue(ctx context.Context) {
 			continue
 		}
 		v.renews = true
-		go b.renew(ctx, v, v.record)
+		go b.renew(ctx, v, v.record, v.record.Expires.Sub(v.since))
 	}
 }
 
-func (b *Broker) renew(ctx context.Context, v *live, r record) {
+func (b *Broker) renew(ctx context.Context, v *live, r record, life time.Duration) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	life := r.Expires.Sub(r.Issued)
+	asked := time.Now()
 	until, err := b.vault.renew(ctx, r.ID, r.LeaseID, min(life, time.Until(v.last)))
 	longer := false
 	if err == nil {
@@ -444,7 +445,7 @@ func (b *Broker) renew(ctx context.Context, v *live, r record) {
 	case err != nil || !longer:
 		v.renewAt = time.Time{} // the next call gets a new one
 	default:
-		v.record = r
+		v.record, v.since = r, asked
 		v.renewAt = time.Now().Add(time.Until(r.Expires) * 2 / 3)
 		if !r.Expires.Before(v.last.Add(-time.Second)) {
 			v.renewAt = time.Time{}

@@ -70,6 +70,9 @@ type keeper struct {
 	superseded func(gen int, at time.Time)
 }
 
+// errLogin says that there is no token to ask with, so nothing was asked.
+var errLogin = errors.New("log in to Vault")
+
 func newKeeper() keeper { return keeper{wake: make(chan struct{}, 1)} }
 
 // own returns the gateway's token, logging in where there is none.
@@ -118,7 +121,7 @@ func (v *vault) loginLocked(ctx context.Context) (*ownToken, error) {
 	defer cancel()
 	t, err := v.login(ctx)
 	if err != nil {
-		v.err, v.again = fmt.Errorf("log in to Vault: %w", err), time.Now().Add(time.Second)
+		v.err, v.again = fmt.Errorf("%w: %w", errLogin, err), time.Now().Add(time.Second)
 		return nil, v.err
 	}
 	if v.token != nil && v.token.value == t.value {
@@ -309,7 +312,7 @@ func (v *vault) logout(ctx context.Context) error {
 		return nil
 	}
 	v.token = nil
-	v.err, v.again = errors.New("logged out of Vault"), time.Now().Add(time.Hour)
+	v.err, v.again = fmt.Errorf("%w: logged out", errLogin), time.Now().Add(time.Hour)
 	_, err := v.ask(ctx, t.value, "", "auth/token/revoke-self", nil)
 	return err
 }

@@ -46,8 +46,8 @@ type backend struct {
 	live            func(t *testing.T) (leases, tokens int)
 	works           func(t *testing.T, value string) bool
 	seal, unseal    func(t *testing.T)
-	dropOwnToken    func(t *testing.T) // ends whatever tokens the AppRole gave
 	standin         *standin.Server
+	wrap            string // how long the next answer stays wrapped
 	leasePathPrefix string
 }
 
@@ -145,7 +145,7 @@ func realVault(t *testing.T) *backend {
 		{"auth/token/roles/toolbroker-task", map[string]any{"allowed_policies": "toolbroker-tools", "orphan": false, "token_type": "service",
 			"token_no_default_policy": true, "renewable": false}},
 		{"auth/token/roles/orphans", map[string]any{"allowed_policies": "toolbroker-tools", "orphan": true}},
-		{"auth/token/roles/batch", map[string]any{"allowed_policies": "toolbroker-tools", "token_type": "batch"}},
+		{"auth/token/roles/batch", map[string]any{"allowed_policies": "toolbroker-tools", "token_type": "batch", "orphan": true, "renewable": false}},
 		{"sys/auth/approle", map[string]any{"type": "approle"}},
 		{"auth/approle/role/toolbroker", map[string]any{"token_policies": "toolbroker", "token_period": "1h"}},
 	} {
@@ -201,6 +201,9 @@ func (b *backend) ask(t *testing.T, method, path string, body any) (int, string)
 		t.Fatal(err)
 	}
 	r.Header.Set("X-Vault-Token", b.root)
+	if b.wrap != "" {
+		r.Header.Set("X-Vault-Wrap-TTL", b.wrap)
+	}
 	w, err := http.DefaultClient.Do(r)
 	if err != nil {
 		return 0, err.Error()
@@ -247,6 +250,22 @@ type proxy struct {
 	lease string // path prefix of what issues leases
 	urls  strings.Builder
 	seen  http.Header // of the last request
+	last  string      // its method and path
+
+	// The request that hangs: the n-th from now but one, before it gets to
+	// Vault or before its answer gets back.
+	hangAt  int
+	after   bool
+	hanging chan struct{} // closed when it does
+	release chan struct{}
+}
+
+// hang makes the n-th request from now hang; what it returns is closed when it does.
+func (p *proxy) hang(n int, after bool) <-chan struct{} {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.hangAt, p.after, p.hanging = n, after, make(chan struct{})
+	return p.hanging
 }
 
 func newProxy(t *testing.T, b *backend) *proxy {
@@ -254,14 +273,24 @@ func newProxy(t *testing.T, b *backend) *proxy {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &proxy{lease: b.leasePathPrefix}
+	p := &proxy{lease: b.leasePathPrefix, release: make(chan struct{})}
 	forward := &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(to) }, ErrorLog: slog.NewLogLogger(slog.DiscardHandler, 0)}
 	p.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		p.mu.Lock()
 		fault := p.fault
 		fmt.Fprintln(&p.urls, r.URL)
-		p.seen = r.Header.Clone()
+		p.seen, p.last = r.Header.Clone(), r.Method+" "+r.URL.Path
+		p.hangAt--
+		hangs, hanging, after := p.hangAt == 0, p.hanging, p.after
 		p.mu.Unlock()
+		if hangs {
+			if after {
+				forward.ServeHTTP(httptest.NewRecorder(), r)
+			}
+			close(hanging)
+			<-p.release
+			panic(http.ErrAbortHandler)
+		}
 		lose := fault == gatewaytest.FaultLoseSecret && strings.HasPrefix(r.URL.Path, p.lease) ||
 			fault == gatewaytest.FaultLoseToken && strings.HasPrefix(r.URL.Path, "/v1/auth/token/create")
 		switch {
@@ -270,7 +299,7 @@ func newProxy(t *testing.T, b *backend) *proxy {
 			panic(http.ErrAbortHandler)
 		case fault == gatewaytest.FaultDown:
 			panic(http.ErrAbortHandler)
-		case fault == gatewaytest.FaultRate:
+		case fault == gatewaytest.FaultRate && r.URL.Path != "/v1/sys/health": // which Vault never limits
 			w.WriteHeader(http.StatusTooManyRequests)
 			io.WriteString(w, `{"errors":["request path \"x\": rate limit quota exceeded"]}`)
 		case fault == gatewaytest.FaultRevoke && r.URL.Path == "/v1/sys/leases/revoke":
@@ -283,7 +312,7 @@ func newProxy(t *testing.T, b *backend) *proxy {
 			forward.ServeHTTP(w, r)
 		}
 	}))
-	t.Cleanup(p.Close)
+	t.Cleanup(func() { close(p.release); p.Close() })
 	return p
 }
 

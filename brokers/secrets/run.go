@@ -25,7 +25,7 @@ func (b *Broker) Run(ctx context.Context) error {
 	parts.Go(func() { b.every(ctx, beatEvery, b.reap) })
 	parts.Go(func() { b.every(ctx, time.Second, b.work) })
 	parts.Go(func() {
-		b.every(ctx, time.Second, func(ctx context.Context) error { b.renewDue(ctx); return nil })
+		b.every(ctx, time.Second/4, func(ctx context.Context) error { b.renewDue(ctx); return nil })
 	})
 	parts.Wait()
 	return ctx.Err()

@@ -283,6 +283,8 @@ func (v *vault) health(ctx context.Context) error {
 		return worded("sys/health", err)
 	}
 	switch {
+	case h.Version == "":
+		return &vaultError{op: "sys/health", reason: reasonAnswer, said: "not a Vault's"}
 	case !h.Initialized:
 		return &vaultError{op: "sys/health", reason: reasonSealed, said: "not initialised"}
 	case h.Sealed:
@@ -308,7 +310,6 @@ const (
 	reasonFailing      = "vault failing"
 	reasonAnswer       = "unusable answer"
 	reasonConfig       = "configuration"
-	reasonLogin        = "not logged in"
 )
 
 // A vaultError says what failed and why in our words. Vault's own text can quote
