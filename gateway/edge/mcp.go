@@ -203,6 +203,7 @@ func (e *Edge) callHTTP(w http.ResponseWriter, r *http.Request, cred gateway.Cre
 		defer e.local.call(cred.Session, idKey(m.id), cancel)()
 	}
 	out := &reply{w: w, plain: plain, events: events, gone: cancel, progress: progress{token: m.token}}
+	defer out.close() // whatever happens: the writer is gone when we return
 	var back gateway.Stream
 	if m.token != nil && events {
 		back = out

@@ -113,11 +113,13 @@ func (r *reply) write(p []byte, last bool) error {
 	return err
 }
 
-// finish sends the answer, or with a nil body none, and ends the reply: nothing
-// is written after it returns.
+// finish sends the answer, or with a nil body none.
 func (r *reply) finish(a answer) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.done {
+		return
+	}
 	r.done = true
 	switch {
 	case a.body == nil && !r.stream:
@@ -132,6 +134,14 @@ func (r *reply) finish(a answer) {
 	default:
 		writeJSON(r.w, a.status, a.body)
 	}
+}
+
+// close makes sure that nothing is written after the request is over, answered
+// or not.
+func (r *reply) close() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.done = true
 	if r.quiet != nil {
 		r.quiet.Stop()
 	}

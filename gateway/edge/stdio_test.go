@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"strings"
 	"sync"
@@ -284,6 +285,48 @@ func TestReplyIsKeptAlive(t *testing.T) {
 			t.Errorf("written after the answer: %q", w.String())
 		}
 	})
+}
+
+// Nothing is written once the request is over, also where its agent hung up.
+func TestNothingIsWrittenAfterTheRequest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHouse()
+		late := lateGateway{h, make(chan gateway.Stream, 1)}
+		e, err := New(Config{Gateway: late, Hosts: []string{"example.com"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range []string{"hold", "echo"} {
+			ctx, hangUp := context.WithCancel(t.Context())
+			w := &tape{header: http.Header{}}
+			r := httptest.NewRequestWithContext(ctx, "POST", "/mcp", strings.NewReader(rpc(1, "tools/call", `"name":"`+name+`","_meta":{"progressToken":1}`)))
+			r.Header = http.Header{"Authorization": {"Bearer alice"}, "Content-Type": {"application/json"}, "Accept": {legacyAccept}}
+			done := make(chan struct{})
+			go func() { e.Handler().ServeHTTP(w, r); close(done) }()
+			synctest.Wait()
+			hangUp()
+			<-done
+			before := w.String()
+			if err := (<-late.stream).Notify(t.Context(), "notifications/progress", []byte(`{"progress":9}`)); !errors.Is(err, errAnswered) {
+				t.Errorf("%s: %v", name, err)
+			}
+			time.Sleep(time.Hour)
+			if w.String() != before || before == "" {
+				t.Errorf("%s: %q after %q", name, w.String(), before)
+			}
+		}
+	})
+}
+
+// lateGateway gives its stream away, so that it can be used too late.
+type lateGateway struct {
+	*house
+	stream chan gateway.Stream
+}
+
+func (l lateGateway) Handle(ctx context.Context, c gateway.Call, s gateway.Stream) (gateway.Result, error) {
+	l.stream <- s
+	return l.house.Handle(ctx, c, s)
 }
 
 // Who does not read is cut, and its call with it.
