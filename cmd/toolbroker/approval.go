@@ -177,10 +177,10 @@ func (a *adminClient) request(ctx context.Context, tenant, id string) (r request
 func printRequest(cmd *cobra.Command, r request) error {
 	rows := [][]string{
 		{"request", r.ID}, {"state", string(r.State)}, {"tenant", r.Tenant},
-		{"principal", r.Principal}, {"acts for", r.OnBehalfOf}, {"delegated by", strings.Join(r.Chain, " > ")},
-		{"task", r.TaskID + " (" + r.TaskKind + ")"}, {"task's owner", r.TaskOwner}, {"task is for", r.TaskFor},
+		{"principal", r.Principal}, {"acts for", orNone(r.OnBehalfOf)}, {"delegated by", orNone(strings.Join(r.Chain, " > "))},
+		{"task", r.TaskID + " (" + r.TaskKind + ")"}, {"task's owner", r.TaskOwner}, {"task is for", orNone(r.TaskFor)},
 		{"purpose", r.Purpose + "  (untrusted)"}, {"tool", r.Server + "/" + r.Tool}, {"definition", r.Definition},
-		{"credential", r.Class}, {"expires", stamp(r.Expires)},
+		{"credential", orNone(r.Class)}, {"expires", stamp(r.Expires)},
 	}
 	for _, rule := range r.Rules {
 		rows = append(rows, []string{"rule", fmt.Sprintf("%s:%d: %s", rule.File, rule.Line, rule.Text)})
@@ -206,6 +206,13 @@ func printRequest(cmd *cobra.Command, r request) error {
 		rows = append(rows, []string{"you", "may not answer: " + r.MayVote})
 	}
 	return table(cmd.OutOrStdout(), rows...)
+}
+
+func orNone(s string) string {
+	if s == "" {
+		return "none"
+	}
+	return s
 }
 
 func orAny(group string) string {

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"os"
 	"strings"
 	"time"
 
@@ -44,14 +43,9 @@ A refused or failed call says why on standard error and exits 1.`,
 			if err != nil {
 				return err
 			}
-			token := os.Getenv("TOOLBROKER_TOKEN")
-			if tokenFile != "" {
-				if token, err = secretFile(tokenFile); err != nil {
-					return err
-				}
-			}
-			if token == "" {
-				return usage("who are you? give --token-file or set TOOLBROKER_TOKEN")
+			token, err := agentToken(tokenFile)
+			if err != nil {
+				return err
 			}
 			client, err := trusting(or(ca, "TOOLBROKER_CA"))
 			if err != nil {

@@ -35,6 +35,7 @@ func main() { os.Exit(run()) }
 func run() int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	context.AfterFunc(ctx, stop) // the first signal asks, the second one kills
 	root := newRoot()
 	err := root.ExecuteContext(ctx)
 	if err == nil {
@@ -64,7 +65,7 @@ func newRoot() *cobra.Command {
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.CompletionOptions.HiddenDefaultCmd = true
-	root.AddCommand(taskCommand(), approvalCommand(), callCommand())
+	root.AddCommand(serveCommand(), devCommand(), taskCommand(), approvalCommand(), policyCommand(), auditCommand(), callCommand(), keyCommand(), operatorCommand())
 	return root
 }
 

@@ -59,8 +59,14 @@ func printJSON(w io.Writer, v any) error {
 	if err := enc.Encode(v); err != nil {
 		return err
 	}
+	_, err := io.WriteString(w, escapeJSON(b.String()))
+	return err
+}
+
+// escapeJSON writes the hidden characters of a JSON text's strings as \u escapes.
+func escapeJSON(text string) string {
 	var out strings.Builder
-	for _, r := range b.String() {
+	for _, r := range text {
 		switch {
 		case r == '\n' || !hidden(r):
 			out.WriteRune(r)
@@ -71,8 +77,7 @@ func printJSON(w io.Writer, v any) error {
 			fmt.Fprintf(&out, `\u%04x`, r)
 		}
 	}
-	_, err := io.WriteString(w, out.String())
-	return err
+	return out.String()
 }
 
 // table writes rows in columns; every cell is made visible.

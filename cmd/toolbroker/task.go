@@ -140,7 +140,7 @@ func printTask(cmd *cobra.Command, t gateway.Task) error {
 	}
 	rows := [][]string{
 		{"task", t.ID}, {"state", string(t.State)}, {"tenant", t.Tenant}, {"kind", t.Kind}, {"purpose", t.Purpose},
-		{"principal", t.Principal}, {"owner", t.Owner}, {"for", t.OnBehalfOf}, {"started by", t.StartedBy},
+		{"principal", t.Principal}, {"owner", t.Owner}, {"for", orNone(t.OnBehalfOf)}, {"started by", t.StartedBy},
 		{"expires", stamp(t.Expires)}, {"scope", string(scope)},
 	}
 	if !t.Ended.IsZero() {

@@ -146,7 +146,7 @@ func (c *Config) checkState(d *decoder) {
 			d.at("redis.url", "use rediss://, or name in tls_proxy what protects the way", "would speak plaintext off loopback")
 		}
 	}
-	d.within("audit.checkpoint_every", c.Audit.CheckpointEvery, time.Second, 10*time.Minute, "")
+	d.within("audit.checkpoint_every", c.Audit.CheckpointEvery, 10*time.Millisecond, 10*time.Minute, "")
 	if strings.ContainsAny(c.Audit.Origin, " \t\n+") {
 		d.at("audit.origin", "such as toolbroker.example.com/eu-1", "%q cannot name a log", c.Audit.Origin)
 	}

@@ -226,7 +226,7 @@ func Default() *Config {
 		Agent:      Listener{Listen: "127.0.0.1:8080", MaxBody: 1 << 20},
 		Console:    Console{Listen: "127.0.0.1:8081"},
 		Management: Management{Listen: "127.0.0.1:8082"},
-		Audit:      Audit{CheckpointEvery: 10 * time.Second},
+		Audit:      Audit{CheckpointEvery: time.Second},
 		Policy:     Policy{Watch: true},
 		Approvals:  Approvals{Hold: 25 * time.Second, Expire: time.Hour, UseWindow: 10 * time.Minute},
 		Limits:     Limits{CallsPerSecond: 50, HeldPerPrincipal: 16, HeldPerTenant: 256},
