@@ -102,6 +102,7 @@ func New(c Config) (*Operators, error) {
 	if o.now == nil {
 		o.now = time.Now
 	}
+	dummy() // now, or the first unknown name would take longer than a known one
 	for _, op := range c.Operators {
 		if !redis.ValidID(op.Name) {
 			return nil, fmt.Errorf("operators: name %q: want [a-z0-9-], at most 64", op.Name)
@@ -160,7 +161,12 @@ func (o *Operators) Login(ctx context.Context, name string, password gateway.Sec
 	if !match || !known {
 		return gateway.Secret{}, none, gateway.ErrLogin
 	}
+	// A good login is no failed try. It clears its own name, but of its place
+	// only itself, or a guesser could clear theirs with an account of their own.
 	if err := o.store.Del(ctx, forName); err != nil {
+		return gateway.Secret{}, none, err
+	}
+	if _, err := o.store.Run(ctx, uncountTry, []redis.Key{forPlace}); err != nil {
 		return gateway.Secret{}, none, err
 	}
 	return o.open(ctx, op, source)
@@ -191,6 +197,11 @@ var countTry = redis.NewScript(`
 local n = redis.call('INCR', KEYS[1])
 if n == 1 then redis.call('PEXPIRE', KEYS[1], ARGV[1]) end
 return {tostring(n)}
+`)
+
+var uncountTry = redis.NewScript(`
+if tonumber(redis.call('GET', KEYS[1]) or '0') > 0 then redis.call('DECR', KEYS[1]) end
+return {'ok'}
 `)
 
 // try counts one more try, and refuses when there were too many. Refused tries
@@ -284,6 +295,28 @@ func (o *Operators) save(ctx context.Context, token gateway.Secret, s session) e
 	return o.store.Set(ctx, k, o.store.Seal(k, sealed, raw), o.idle)
 }
 
+var replace = redis.NewScript(`
+if redis.call('SET', KEYS[1], ARGV[1], 'XX', 'PX', ARGV[2]) then return {'ok'} end
+return {'gone'}
+`)
+
+// renew keeps a session awake, if it still is one: a log out that came after we
+// looked is not undone.
+func (o *Operators) renew(ctx context.Context, k redis.Key, s session) error {
+	raw, err := json.Marshal(s)
+	if err != nil {
+		return err
+	}
+	out, err := o.store.Run(ctx, replace, []redis.Key{k}, o.store.Seal(k, sealed, raw), o.idle.Milliseconds())
+	if err != nil {
+		return fmt.Errorf("operators: renew session: %w", err)
+	}
+	if out[0] != "ok" {
+		return gateway.ErrLogin
+	}
+	return nil
+}
+
 // Session implements [gateway.Operators]. An operator who was removed from the
 // config, or got another password, has no session.
 func (o *Operators) Session(ctx context.Context, token gateway.Secret) (gateway.Operator, error) {
@@ -320,7 +353,7 @@ func (o *Operators) Session(ctx context.Context, token gateway.Secret) (gateway.
 	// Once a minute is often enough to stay awake.
 	if now.Sub(s.Renewed) >= min(time.Minute, o.idle/2) {
 		s.Renewed = now
-		if err := o.save(ctx, token, s); err != nil {
+		if err := o.renew(ctx, k, s); err != nil {
 			return none, err
 		}
 	}

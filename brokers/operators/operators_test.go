@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/alexedwards/argon2id"
+
 	"toolbroker/brokers/internal/redis/redistest"
 	"toolbroker/brokers/operators"
 	"toolbroker/gateway"
@@ -177,5 +179,81 @@ func TestOperatorsThatAreNone(t *testing.T) {
 	}
 	if _, err := operators.HashPassword(gateway.NewSecret("short")); err == nil {
 		t.Error("a short password: accepted")
+	}
+}
+
+var cheap = sync.OnceValue(func() string {
+	h, err := argon2id.CreateHash(password, &argon2id.Params{Memory: 64, Iterations: 1, Parallelism: 1, SaltLength: 16, KeyLength: 32})
+	if err != nil {
+		panic(err)
+	}
+	return h
+})
+
+// light is alice with a hash that costs little, for tests that log in often.
+func light(t *testing.T) operators.Operator {
+	t.Helper()
+	o := alice()
+	o.PasswordHash = cheap()
+	return o
+}
+
+// A log out while the session is being renewed elsewhere holds: the other
+// replica reads its clock between looking at the session and renewing it.
+func TestLoggedOutStaysLoggedOut(t *testing.T) {
+	redistest.Each(t, func(t *testing.T, start func(testing.TB) *redistest.Server) {
+		server := start(t)
+		a := open(t, server, light(t))
+		token, err := a.login(t, "alice", password, "192.0.2.1:1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		later := a.now.Add(2 * time.Minute) // so that it renews
+		b, err := operators.New(operators.Config{
+			Store: server.Open(t, "acme"), Operators: []operators.Operator{light(t)}, Now: func() time.Time {
+				if err := a.Logout(t.Context(), token); err != nil {
+					t.Error(err)
+				}
+				return later
+			},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := b.Session(t.Context(), token); !errors.Is(err, gateway.ErrLogin) && err != nil {
+			t.Error(err)
+		}
+		if _, err := a.Session(t.Context(), token); !errors.Is(err, gateway.ErrLogin) {
+			t.Errorf("the session came back: %v", err)
+		}
+	})
+}
+
+// An office behind one address may log in as often as it likes; only what fails
+// is counted, and a login that works forgives nobody else's guesses.
+func TestGoodLoginsAreNotCounted(t *testing.T) {
+	ops := []operators.Operator{light(t)}
+	for i := range 40 {
+		o := light(t)
+		o.Name, o.Identities = fmt.Sprint("other-", i), nil
+		ops = append(ops, o)
+	}
+	r := open(t, redistest.Embedded(t), ops...)
+	for i := range 100 {
+		if _, err := r.login(t, "alice", password, "192.0.2.1:1"); err != nil {
+			t.Fatalf("login %d: %v", i, err)
+		}
+	}
+	refused := 0
+	for i := range 40 {
+		if _, err := r.login(t, "alice", password, "192.0.2.1:1"); errors.Is(err, gateway.ErrTooMany) {
+			refused++
+		}
+		if _, err := r.login(t, fmt.Sprint("other-", i), "wrong", "192.0.2.1:1"); errors.Is(err, gateway.ErrTooMany) {
+			refused++
+		}
+	}
+	if refused == 0 {
+		t.Error("forty guesses were hidden behind good logins")
 	}
 }

@@ -48,6 +48,8 @@ const (
 	mostSeen = 50_000 // forgetting them all costs a round trip each
 )
 
+var keep = redis.NewScript(`return {redis.call('PEXPIRE', KEYS[1], ARGV[1])}`)
+
 // New makes Sessions.
 func New(c Config) (*Sessions, error) {
 	if c.Store == nil {
@@ -92,9 +94,15 @@ func (s *Sessions) Owner(ctx context.Context, session string) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("session: %w", err)
 	}
-	// A request keeps its session alive; at most once a second, that is.
-	if err := s.store.Set(ctx, k, raw, s.ttl); err != nil {
+	// A request keeps its session alive; at most once a second, that is. One
+	// that was closed since we looked stays closed.
+	still, err := s.store.Run(ctx, keep, []redis.Key{k}, s.ttl.Milliseconds())
+	if err != nil {
 		return "", err
+	}
+	if still[0] != "1" {
+		s.forget(k)
+		return "", gateway.ErrNotFound
 	}
 	s.remember(k, string(binding), now)
 	return string(binding), nil

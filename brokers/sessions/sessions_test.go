@@ -2,7 +2,9 @@ package sessions_test
 
 import (
 	"errors"
+	"fmt"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -65,6 +67,38 @@ func TestSessions(t *testing.T) {
 		}
 		if owner, err := b.Owner(t.Context(), "thief"); err == nil {
 			t.Errorf("a moved record opens: %q", owner)
+		}
+	})
+}
+
+// A session that is closed while it is asked for does not come back.
+func TestClosedStaysClosed(t *testing.T) {
+	redistest.Each(t, func(t *testing.T, start func(testing.TB) *redistest.Server) {
+		server := start(t)
+		open := func() *sessions.Sessions {
+			s, err := sessions.New(sessions.Config{Store: server.Open(t, "acme")})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return s
+		}
+		a, b := open(), open()
+		for i := range 200 {
+			id := fmt.Sprint("session-", i)
+			if err := a.Open(t.Context(), id, "alice"); err != nil {
+				t.Fatal(err)
+			}
+			var work sync.WaitGroup
+			work.Go(func() { _, _ = b.Owner(t.Context(), id) })
+			work.Go(func() {
+				if err := a.Close(t.Context(), id); err != nil {
+					t.Error(err)
+				}
+			})
+			work.Wait()
+			if left := server.Keys(t, "*agent-session*"); len(left) > 0 {
+				t.Fatalf("round %d: %v came back", i, left)
+			}
 		}
 	})
 }
