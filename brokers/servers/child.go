@@ -23,8 +23,8 @@ import (
 
 const (
 	childPath  = "/usr/local/bin:/usr/bin:/bin"
-	politely   = 300 * time.Millisecond // for a child to end when its input does
-	firmly     = 700 * time.Millisecond // and when it was told to
+	politely   = 200 * time.Millisecond // for a child to end when its input does
+	firmly     = 300 * time.Millisecond // and when it was told to
 	leftovers  = 500 * time.Millisecond // to read what a child wrote before it ended
 	maxQueued  = 16
 	maxReports = 64 // of progress, for an agent that does not keep up
@@ -163,7 +163,7 @@ func newLauncher() *launcher {
 func (l *launcher) start(cmd *exec.Cmd) error {
 	done := make(chan error, 1)
 	select {
-	case l.jobs <- func() { done <- cmd.Start() }:
+	case l.jobs <- func() { keepOurs(); done <- cmd.Start() }:
 		return <-done
 	case <-l.quit:
 		return errClosed

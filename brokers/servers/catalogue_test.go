@@ -1,0 +1,360 @@
+package servers
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"context"
+
+	"toolbroker/gateway"
+)
+
+func TestADefinitionKeepsItsBytesButTheName(t *testing.T) {
+	raw := `{ "title":"\u0041ct", "name" : "\u0061ct","inputSchema":{"type":"object","x-vendor":[1.0, 9007199254740993],
+ "properties":{"n":{"maximum":1e2}}}, "_meta":{"io.toolbroker/label":"safe","vendor":1e0},"unknown":{"name":"act"}}`
+	f := &fake{modern: true, tools: "[" + raw + "]"}
+	s, _ := start(t, Config{Servers: []Server{{Name: "x", URL: f.serve(t) + "/mcp?key=k", Meta: []string{"m"}, Class: "static", TargetArg: "n"}}})
+	tool, ok := s.Resolve("a", "x__act")
+	if !ok {
+		t.Fatal("no tool")
+	}
+	if got, want := string(tool.Definition), strings.NewReplacer(`"\u0061ct"`, `"x__act"`, `"io.toolbroker/label":"safe",`, ``).Replace(raw); got != want {
+		t.Errorf("its definition is\n%s\nnot\n%s", got, want)
+	}
+	if got := string(tool.Schema); !strings.HasPrefix(got, `{"type":"object","x-vendor":[1.0, 9007199254740993],`) {
+		t.Errorf("its schema is %s", got)
+	}
+	// The digest is of the RFC 8785 form, under its own name, computed by hand.
+	sum := sha256.Sum256([]byte(`{"_meta":{"vendor":1},"inputSchema":{"properties":{"n":{"maximum":100}},"type":"object","x-vendor":[1,9007199254740992]},"name":"act","title":"Act","unknown":{"name":"act"}}`))
+	if want := "sha256:" + hex.EncodeToString(sum[:]); tool.Hash != want {
+		t.Errorf("its hash is %s, not %s", tool.Hash, want)
+	}
+	if tool.Server != "x" || tool.Name != "act" || tool.Kind != "http" || strings.Contains(tool.Addr, "key") || !strings.HasSuffix(tool.Addr, "/mcp") ||
+		len(tool.Meta) != 1 || tool.Class != "static" || tool.Target != "n" || tool.ID() != "x/act" {
+		t.Errorf("it is %+v", tool)
+	}
+	if err := tool.Check(json.RawMessage(`{"n":101}`)); err == nil {
+		t.Error("its arguments are not checked")
+	}
+}
+
+// One tool that is no good is withheld; the rest of its server stays.
+func TestToolsThatAreWithheld(t *testing.T) {
+	schema := func(s string) string { return `{"name":"bad","inputSchema":` + s + `}` }
+	for name, bad := range map[string]string{
+		"no object":             `7`,
+		"null":                  `null`,
+		"no name":               `{"inputSchema":{}}`,
+		"a name that is none":   `{"name":7,"inputSchema":{}}`,
+		"a name twice":          `{"name":"bad","\u006eame":"good","inputSchema":{}}`,
+		"an empty name":         `{"name":"","inputSchema":{}}`,
+		"a name with a space":   `{"name":"b ad","inputSchema":{}}`,
+		"a name with a slash":   `{"name":"b/ad","inputSchema":{}}`,
+		"a name with a newline": `{"name":"bad\n","inputSchema":{}}`,
+		"a name from elsewhere": `{"name":"b\u0430d","inputSchema":{}}`,
+		"a name too long":       `{"name":"` + strings.Repeat("b", 129) + `","inputSchema":{}}`,
+		"too long with prefix":  `{"name":"` + strings.Repeat("b", 127) + `","inputSchema":{}}`,
+		"no schema":             `{"name":"bad"}`,
+		"schema null":           schema(`null`),
+		"schema true":           schema(`true`),
+		"schema a string":       schema(`"object"`),
+		"unknown type":          schema(`{"type":"objct"}`),
+		"pattern no regexp":     schema(`{"properties":{"a":{"pattern":"("}}}`),
+		"remote reference":      schema(`{"$ref":"http://127.0.0.1:1/x"}`),
+		"file reference":        schema(`{"$ref":"file:///etc/passwd"}`),
+		"relative reference":    schema(`{"$ref":"other.json"}`),
+		"dangling reference":    schema(`{"$ref":"#/$defs/none"}`),
+		"unknown dialect":       schema(`{"$schema":"http://127.0.0.1:1/dialect"}`),
+		"a number of digits":    schema(`{"properties":{"a":{"maximum":1e999999999}}}`),
+		"a number of fractions": schema(`{"properties":{"a":{"multipleOf":1e-999999999}}}`),
+		"a bomb":                schema(bomb(30)),
+		"header on an object":   schema(`{"properties":{"a":{"type":"object","x-mcp-header":"A"}}}`),
+		"header with a space":   schema(`{"properties":{"a":{"type":"string","x-mcp-header":"A B"}}}`),
+		"header with a newline": schema(`{"properties":{"a":{"type":"string","x-mcp-header":"A\nB"}}}`),
+		"header twice":          schema(`{"properties":{"a":{"type":"string","x-mcp-header":"A"},"b":{"type":"string","x-mcp-header":"a"}}}`),
+		"header empty":          schema(`{"properties":{"a":{"type":"string","x-mcp-header":""}}}`),
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := &fake{modern: true, tools: `[` + bad + `,{"name":"good","inputSchema":{"type":"object"}}]`}
+			if name == "a name twice" || name == "null" { // the list itself is no good, or the entry is no object
+				f.tools = strings.Replace(f.tools, bad, `{"name":"b ad","inputSchema":{}}`, 1)
+			}
+			s, d := start(t, Config{Servers: []Server{{Name: "x", URL: f.serve(t)}}})
+			if got := s.Tools("a"); len(got) != 1 || got[0].Name != "good" {
+				t.Fatalf("offered are %v", got)
+			}
+			seen := d.await(t, "tool.definition.seen", "x", 1)
+			if seen.Count != 1 || !strings.Contains(seen.Detail, "1 withheld: ") {
+				t.Errorf("on record is %d, %s", seen.Count, seen.Detail)
+			}
+		})
+	}
+}
+
+// bomb is a schema that holds one value against 2^n others.
+func bomb(n int) string {
+	var defs []string
+	for i := range n {
+		defs = append(defs, fmt.Sprintf(`"d%d":{"anyOf":[{"$ref":"#/$defs/d%d"},{"allOf":[{"$ref":"#/$defs/d%d"}]}]}`, i, i+1, i+1))
+	}
+	return fmt.Sprintf(`{"$defs":{%s,"d%d":{"type":"string"}},"$ref":"#/$defs/d0"}`, strings.Join(defs, ","), n)
+}
+
+func TestListsThatAreRefused(t *testing.T) {
+	list := func(result string) func(http.ResponseWriter, *http.Request, fakeMessage) bool {
+		return func(w http.ResponseWriter, r *http.Request, m fakeMessage) bool {
+			if m.Method != "tools/list" {
+				return false
+			}
+			says(contentJSON, `{"jsonrpc":"2.0","id":ID,"result":`+result+`}`)(w, r, m)
+			return true
+		}
+	}
+	for name, before := range map[string]func(http.ResponseWriter, *http.Request, fakeMessage) bool{
+		"no tools":        list(`{}`),
+		"tools null":      list(`{"tools":null}`),
+		"tools an object": list(`{"tools":{}}`),
+		"other letters":   list(`{"Tools":[]}`),
+		"the same cursor": list(`{"tools":[],"nextCursor":"again"}`),
+		"too many tools":  list(`{"tools":[` + strings.Repeat(`{"name":"a"},`, maxTools) + `{"name":"a"}]}`),
+		"a name twice":    list(`{"tools":[{"name":"a","name":"b","inputSchema":{}}]}`),
+		"pages without end": func() func(http.ResponseWriter, *http.Request, fakeMessage) bool {
+			var n atomic.Int32
+			return func(w http.ResponseWriter, r *http.Request, m fakeMessage) bool {
+				return list(fmt.Sprintf(`{"tools":[],"nextCursor":"%d"}`, n.Add(1)))(w, r, m)
+			}
+		}(),
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := &fake{modern: true, before: before}
+			s, d := start(t, Config{Servers: []Server{{Name: "x", URL: f.serve(t)}, {Name: "good", URL: (&fake{}).serve(t)}}})
+			d.await(t, "server.down", "x", 1)
+			if got := s.Tools("a"); len(got) != 1 || got[0].Server != "good" {
+				t.Errorf("offered are %v", got)
+			}
+		})
+	}
+}
+
+func TestPages(t *testing.T) {
+	f := &fake{before: func(w http.ResponseWriter, r *http.Request, m fakeMessage) bool {
+		if m.Method != "tools/list" {
+			return false
+		}
+		var p struct{ Cursor string }
+		json.Unmarshal(m.Params, &p)
+		page := map[string]string{
+			"":      `{"tools":[{"name":"c","inputSchema":{}}],"nextCursor":"\"2\n"}`,
+			"\"2\n": `{"tools":[{"name":"a","inputSchema":{}}],"nextCursor":"3"}`,
+			"3":     `{"tools":[{"name":"b","inputSchema":{}}]}`,
+		}[p.Cursor]
+		says(contentJSON, `{"jsonrpc":"2.0","id":ID,"result":`+page+`}`)(w, r, m)
+		return true
+	}}
+	s, _ := start(t, Config{Servers: []Server{{Name: "x", URL: f.serve(t)}}})
+	if got := aliases(s, "a"); got != "x__a x__b x__c" {
+		t.Errorf("offered are %s", got)
+	}
+}
+
+func aliases(s *Servers, tenant string) string {
+	var all []string
+	for _, t := range s.Tools(tenant) {
+		all = append(all, t.Alias)
+	}
+	return strings.Join(all, " ")
+}
+
+func TestTwoClaimsToOneAliasWithholdBoth(t *testing.T) {
+	prefix := func(s string) *string { return &s }
+	one := &fake{modern: true, tools: `[{"name":"act","inputSchema":{}},{"name":"one","inputSchema":{}},{"name":"twice","inputSchema":{}},{"name":"twice","inputSchema":{"type":"object"}}]`}
+	two := &fake{modern: true, tools: `[{"name":"act","inputSchema":{}},{"name":"x__one","inputSchema":{}}]`}
+	s, d := start(t, Config{Servers: []Server{
+		{Name: "one", URL: one.serve(t), Prefix: prefix("")},
+		{Name: "two", URL: two.serve(t), Prefix: prefix(""), Tenants: []string{"b"}},
+		{Name: "x", URL: one.serve(t), Tenants: []string{"b"}},
+	}})
+	if got := aliases(s, "a"); got != "act one" {
+		t.Errorf("a is offered %s", got)
+	}
+	if got := aliases(s, "b"); got != "one x__act" {
+		t.Errorf("b is offered %s", got)
+	}
+	if _, ok := s.Resolve("b", "act"); ok {
+		t.Error("a withheld tool can be called")
+	}
+	if f := d.await(t, "tool.definition.changed", "two", 1); f.Tenant != "b" || !strings.Contains(f.Detail, "same alias") {
+		t.Errorf("on record is %+v", f)
+	}
+}
+
+// Whichever way a server tells of a change, or none, the catalogue follows.
+func TestChangesAreSeen(t *testing.T) {
+	for _, how := range []string{"modern", "legacy", "poll", "beside a call", "child"} {
+		t.Run(how, func(t *testing.T) {
+			tools := new(atomic.Value)
+			tools.Store(`[{"name":"act","inputSchema":{}},{"name":"old","inputSchema":{}}]`)
+			change := make(chan struct{}, 1)
+			f := &fake{modern: how == "modern", changes: how == "modern" || how == "legacy", session: "s1"}
+			f.before = func(w http.ResponseWriter, r *http.Request, m fakeMessage) bool {
+				tell := func(also string) {
+					w.Header().Set("Content-Type", contentSSE)
+					fmt.Fprint(w, also)
+					w.(http.Flusher).Flush()
+					select {
+					case <-change:
+						fmt.Fprint(w, "data: {\"jsonrpc\":\"2.0\",\"method\":\"notifications/tools/list_changed\"}\n\n")
+						w.(http.Flusher).Flush()
+					case <-r.Context().Done():
+					}
+				}
+				switch {
+				case m.Method == "tools/list":
+					says(contentJSON, `{"jsonrpc":"2.0","id":ID,"result":{"tools":`+tools.Load().(string)+`}}`)(w, r, m)
+				case m.Method == "subscriptions/listen" && strings.Contains(string(m.Params), `{"toolsListChanged":true}`):
+					tell("data: {\"jsonrpc\":\"2.0\",\"method\":\"notifications/subscriptions/acknowledged\"}\n\n")
+					<-r.Context().Done()
+				case r.Method == http.MethodGet && how == "legacy":
+					tell("")
+					<-r.Context().Done()
+				case m.Method == "tools/call" && how == "beside a call":
+					tell("")
+					fmt.Fprintf(w, "data: {\"jsonrpc\":\"2.0\",\"id\":%s,\"result\":{\"content\":[]}}\n\n", m.ID)
+				default:
+					return false
+				}
+				return true
+			}
+			srv := Server{Name: "x", URL: f.serve(t), Refresh: time.Hour}
+			if how == "poll" {
+				srv.Refresh = 20 * time.Millisecond
+			}
+			if how == "child" {
+				srv = self("x", "good")
+				srv.Refresh = 20 * time.Millisecond
+			}
+			s, d := start(t, Config{Servers: []Server{srv}})
+			if seen := d.await(t, "tool.definition.seen", "x", 2); seen.Tenant != "b" {
+				t.Errorf("it is on record for tenant %s twice", seen.Tenant)
+			}
+			if how == "child" { // it cannot change here; that it is asked again without a fact is enough
+				time.Sleep(100 * time.Millisecond)
+				if got := len(d.types()); got != 2 {
+					t.Errorf("on record are %q", d.types())
+				}
+				return
+			}
+			was, _ := s.Resolve("a", "x__act")
+			tools.Store(`[{"name":"act","description":"another","inputSchema":{}},{"name":"new","inputSchema":{}}]`)
+			change <- struct{}{}
+			if how == "beside a call" {
+				if _, err := forward(t, s, "x__act", `{}`); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if c := d.await(t, "tool.definition.changed", "x", 1); c.Tool.Name != "act" || c.Detail != "was "+was.Hash || c.Tool.Hash == was.Hash {
+				t.Errorf("on record is %+v", c)
+			}
+			if c := d.await(t, "tool.definition.changed", "x", 2); c.Tool.Name != "new" || c.Detail != "new" {
+				t.Errorf("on record is %+v", c)
+			}
+			if c := d.await(t, "tool.definition.changed", "x", 3); c.Tool.Name != "old" || c.Detail != "gone" {
+				t.Errorf("on record is %+v", c)
+			}
+			if got := aliases(s, "b"); got != "x__act x__new" {
+				t.Errorf("offered are %s", got)
+			}
+			if now, _ := s.Resolve("a", "x__act"); now.Hash == was.Hash {
+				t.Error("the changed definition is not in use")
+			}
+		})
+	}
+}
+
+// A server that changes everything all the time writes a bounded record.
+func TestAFlappingServerFillsNoRecord(t *testing.T) {
+	many := func(describe string) *listing {
+		l := &listing{}
+		for i := range 1000 {
+			l.tools = append(l.tools, gateway.Tool{Name: fmt.Sprint(i), Hash: describe})
+		}
+		return l
+	}
+	facts := changes(many("a"), many("b"))
+	if len(facts) != maxTold+1 || facts[maxTold].Count != 1000-maxTold {
+		t.Errorf("%d facts, the last for %d", len(facts), facts[len(facts)-1].Count)
+	}
+}
+
+func TestListingWithACredential(t *testing.T) {
+	seen := make(chan string, 100)
+	f := &fake{before: func(_ http.ResponseWriter, r *http.Request, m fakeMessage) bool {
+		seen <- m.Method + " " + r.Header.Get("Authorization")
+		return false
+	}, changes: true, session: "s1"}
+	var out, given atomic.Int32
+	discovery := func(_ context.Context, tenant, server string) (gateway.Lease, func(), error) {
+		if tenant == "b" {
+			return gateway.Lease{}, nil, errors.New("none for b")
+		}
+		out.Add(1)
+		return gateway.Lease{ID: "l", Headers: map[string]gateway.Secret{"Authorization": gateway.NewSecret(server + " for " + tenant)}},
+			func() { given.Add(1) }, nil
+	}
+	s, d := start(t, Config{Discovery: discovery, Servers: []Server{
+		{Name: "x", URL: f.serve(t), Class: "static", Protocol: Legacy, Refresh: time.Hour}, {Name: "open", URL: (&fake{}).serve(t)}}})
+	for _, want := range []string{"initialize x for a", "notifications/initialized x for a", "tools/list x for a", " x for a"} {
+		if got := <-seen; got != want {
+			t.Errorf("the server saw %q, not %q", got, want)
+		}
+	}
+	if out.Load() != 1 || given.Load() != 1 {
+		t.Errorf("%d credentials were taken, %d given back", out.Load(), given.Load())
+	}
+	d.await(t, "server.down", "x", 1) // for b
+	if aliases(s, "a") != "open__act x__act" || aliases(s, "b") != "open__act" {
+		t.Errorf("a is offered %s, b %s", aliases(s, "a"), aliases(s, "b"))
+	}
+}
+
+func TestConfigsThatAreRefused(t *testing.T) {
+	file := t.TempDir() + "/plain"
+	os.WriteFile(file, nil, 0o600)
+	long := strings.Repeat("x", 65)
+	for name, s := range map[string][]Server{
+		"no name":             {{URL: "http://127.0.0.1"}},
+		"capitals":            {{Name: "X", URL: "http://127.0.0.1"}},
+		"a name too long":     {{Name: long, URL: "http://127.0.0.1"}},
+		"the reserved name":   {{Name: "toolbroker", URL: "http://127.0.0.1"}},
+		"a name twice":        {{Name: "x", URL: "http://127.0.0.1"}, {Name: "x", URL: "http://127.0.0.1"}},
+		"neither":             {{Name: "x"}},
+		"both":                {{Name: "x", URL: "http://127.0.0.1", Command: []string{"/bin/true"}}},
+		"another scheme":      {{Name: "x", URL: "file:///etc/passwd"}},
+		"a password":          {{Name: "x", URL: "https://user:canary@tools.example/"}},
+		"no host":             {{Name: "x", URL: "https:///mcp"}},
+		"an unknown tenant":   {{Name: "x", URL: "http://127.0.0.1", Tenants: []string{"c"}}},
+		"a bad prefix":        {{Name: "x", URL: "http://127.0.0.1", Prefix: new("a b")}},
+		"an unknown protocol": {{Name: "x", URL: "http://127.0.0.1", Protocol: "1999"}},
+		"a negative limit":    {{Name: "x", URL: "http://127.0.0.1", Timeout: -1}},
+		"no such program":     {{Name: "x", Command: []string{"/no/such/program"}}},
+		"no program":          {{Name: "x", Command: []string{file}}},
+		"an odd variable":     {{Name: "x", Command: []string{"/bin/true"}, Env: map[string]string{"A=B": "c"}}},
+	} {
+		got, err := New(Config{Tenants: []string{"a"}, Servers: s})
+		if err == nil {
+			got.Close(t.Context())
+			t.Errorf("%s was taken", name)
+		} else if strings.Contains(err.Error(), "canary") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}

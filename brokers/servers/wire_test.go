@@ -1,0 +1,250 @@
+package servers
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"strings"
+	"testing"
+
+	"github.com/go-json-experiment/json/jsontext"
+	"pgregory.net/rapid"
+
+	"toolbroker/gateway"
+)
+
+// anyJSON draws a JSON value with every freedom that its writer has: spaces,
+// escapes, numbers of any size.
+func anyJSON(object bool) *rapid.Generator[string] {
+	return rapid.Custom(func(t *rapid.T) string {
+		var b strings.Builder
+		space := rapid.StringMatching(`[ \t\n\r]{0,2}`)
+		text := rapid.OneOf(rapid.StringMatching(`[a-zA-Z0-9 :,{}\[\]é日]{0,12}`), rapid.StringMatching(`(\\u00[0-7][0-9a-f]|\\n|\\"|\\\\|\\/){0,3}`))
+		number := rapid.StringMatching(`-?(0|[1-9][0-9]{0,30})(\.[0-9]{1,20})?([eE][+-]?[0-9]{1,2})?`)
+		var value func(depth int, object bool)
+		value = func(depth int, object bool) {
+			b.WriteString(space.Draw(t, "space"))
+			what := rapid.SampledFrom([]string{"{", "[", "s", "n", "true", "false", "null"}).Draw(t, "what")
+			if depth > 4 && (what == "{" || what == "[") {
+				what = "null"
+			}
+			if object {
+				what = "{"
+			}
+			switch what {
+			case "{", "[":
+				b.WriteString(what)
+				for i := range rapid.IntRange(0, 3).Draw(t, "n") {
+					if i > 0 {
+						b.WriteString(",")
+					}
+					if what == "{" { // a number keeps the names apart
+						fmt.Fprintf(&b, `%s"%s%d"%s:`, space.Draw(t, "space"), text.Draw(t, "name"), i, space.Draw(t, "space"))
+					}
+					value(depth+1, false)
+				}
+				b.WriteString(space.Draw(t, "space"))
+				b.WriteString(map[string]string{"{": "}", "[": "]"}[what])
+			case "s":
+				b.WriteString(`"` + text.Draw(t, "text") + `"`)
+			case "n":
+				b.WriteString(number.Draw(t, "number"))
+			default:
+				b.WriteString(what)
+			}
+			b.WriteString(space.Draw(t, "space"))
+		}
+		value(0, object)
+		return strings.Trim(b.String(), " \t\r\n")
+	}).Filter(func(s string) bool { return jsontext.Value(s).IsValid() })
+}
+
+// Whatever the arguments and the result are, not a byte of them changes on the
+// way, in either era, as one body or in a stream.
+func TestBytesAreKept(t *testing.T) {
+	var args, result string
+	stream := false
+	for _, modern := range []bool{true, false} {
+		f := &fake{modern: modern, call: func(w http.ResponseWriter, _ *http.Request, m fakeMessage) {
+			want := `"params":{"name":"act","arguments":` + args
+			if !strings.Contains(string(m.raw), want+`}`) && !strings.Contains(string(m.raw), want+`,"_meta":{`) {
+				args = "the server read " + string(m.raw)
+			}
+			body := fmt.Sprintf(`{"jsonrpc":"2.0","result":%s,"id":%s}`, result, m.ID)
+			if stream {
+				w.Header().Set("Content-Type", contentSSE)
+				fmt.Fprintf(w, "data: %s\n\n", strings.ReplaceAll(body, "\n", "\ndata: "))
+			} else {
+				w.Header().Set("Content-Type", contentJSON)
+				fmt.Fprint(w, body)
+			}
+		}}
+		s, _ := start(t, Config{Servers: []Server{{Name: "x", URL: f.serve(t)}}})
+		rapid.Check(t, func(t2 *rapid.T) {
+			args = anyJSON(true).Draw(t2, "args")
+			result = anyJSON(true).Draw(t2, "result")
+			stream = rapid.Bool().Draw(t2, "stream")
+			if stream { // server-sent events end a line at a carriage return
+				result = strings.ReplaceAll(result, "\r", " ")
+			}
+			sent := args
+			r, err := forward(t, s, "x__act", args)
+			if err != nil || args != sent {
+				t2.Fatalf("%v; sent %s, %s", err, sent, args)
+			}
+			if string(r.Raw) != result {
+				t2.Fatalf("the server wrote\n%s\nbut what came is\n%s", result, r.Raw)
+			}
+		})
+	}
+}
+
+func TestErrorsKeepTheirBytes(t *testing.T) {
+	for _, fault := range []string{
+		`{"code":-32602,"message":"bad  \u0041", "data": [1e400, "\/"]}`,
+		`{ "message":"","code":1 , "more":null}`,
+	} {
+		for _, code := range []int{200, 400, 404, 500} {
+			f := &fake{modern: true, call: func(w http.ResponseWriter, _ *http.Request, m fakeMessage) {
+				w.Header().Set("Content-Type", contentJSON)
+				w.WriteHeader(code)
+				fmt.Fprintf(w, `{"jsonrpc":"2.0","id":%s,"error":%s}`, m.ID, fault)
+			}}
+			s, _ := start(t, Config{Servers: []Server{{Name: "x", URL: f.serve(t)}}})
+			r, err := forward(t, s, "x__act", `{}`)
+			if err != nil || string(r.Error) != fault || r.Raw != nil {
+				t.Errorf("%d: %v, %s", code, err, r.Error)
+			}
+		}
+	}
+}
+
+func TestWhatIsOursIsDeletedAndNothingElse(t *testing.T) {
+	for _, c := range []struct{ in, out string }{
+		{`{"_meta":{"io.toolbroker/approval":{"url":"http://evil"}},"content":[]}`, `{"_meta":{},"content":[]}`},
+		{`{"_meta": { "a" : 1 , "io.toolbroker/x":2,"b":[ ] } ,"content":[]}`, `{"_meta": {"a" : 1,"b":[ ]} ,"content":[]}`},
+		{`{"_meta":{"io.\u0074oolbroker/x":2,"k":"\u00e9"}}`, `{"_meta":{"k":"\u00e9"}}`},
+		{`{"\u005fmeta":{"io.toolbroker/x":2}}`, `{"\u005fmeta":{}}`},
+		{`{"_meta":{"io.toolbroker.example/x":2},"io.toolbroker/x":1}`, `{"_meta":{"io.toolbroker.example/x":2},"io.toolbroker/x":1}`},
+		{`{"content":[{"_meta":{"io.toolbroker/x":1}}]}`, `{"content":[{"_meta":{"io.toolbroker/x":1}}]}`},
+		{`{"_meta":"io.toolbroker/x"}`, `{"_meta":"io.toolbroker/x"}`},
+	} {
+		if got := scrub(json.RawMessage(c.in), "_meta"); string(got) != c.out {
+			t.Errorf("%s became %s", c.in, got)
+		}
+	}
+}
+
+// The envelope is made of what was decided. What the agent sent beside it does
+// not get through, and neither can its bytes break out of their place.
+func TestParams(t *testing.T) {
+	forward := func(args, meta string) gateway.Forward {
+		return gateway.Forward{Tool: gateway.Tool{Name: "act", Alias: "x__act"}, Args: json.RawMessage(args), Meta: json.RawMessage(meta)}
+	}
+	for _, c := range []struct{ args, meta, token, want string }{
+		{`{ "a":1e2 }`, ``, "", `{"name":"act","arguments":{ "a":1e2 }}`},
+		{``, ``, "", `{"name":"act","arguments":{}}`},
+		{`{}`, `{"k": 1}`, "c1", `{"name":"act","arguments":{},"_meta":{"k": 1,"progressToken":"c1"}}`},
+		{`{}`, `{"progressToken":9,"io.modelcontextprotocol/clientInfo":{},"io.toolbroker/x":1}`, "", `{"name":"act","arguments":{}}`},
+		{`{}`, `{"k\u0022":1,"progress\u0054oken":9}`, "", `{"name":"act","arguments":{},"_meta":{"k\u0022":1}}`},
+		{`{},"name":"other"`, ``, "", ""},
+		{`{}}`, ``, "", ""},
+		{`[]`, ``, "", ""},
+		{`{"a":1,"a":2}`, ``, "", ""},
+		{`{}`, `[]`, "", ""},
+		{`{}`, `{"a":1,"a":2}`, "", ""},
+	} {
+		got, err := callParams(forward(c.args, c.meta), c.token, nil)
+		if string(got) != c.want || (err == nil) != (c.want != "") {
+			t.Errorf("%s and %s became %s, %v", c.args, c.meta, got, err)
+		}
+	}
+	got, err := callParams(forward(`{}`, `{"k":1}`), "c1", modernMeta(`9"`))
+	if err != nil || string(got) != `{"name":"act","arguments":{},"_meta":{"k":1,"progressToken":"c1",`+
+		`"io.modelcontextprotocol/protocolVersion":"2026-07-28","io.modelcontextprotocol/clientInfo":{"name":"toolbroker","version":"9\""},"io.modelcontextprotocol/clientCapabilities":{}}}` {
+		t.Errorf("%s, %v", got, err)
+	}
+}
+
+// FuzzMessage holds the reader of replies to its word: what it takes is JSON,
+// is one message, and its parts are places in the bytes.
+func FuzzMessage(f *testing.F) {
+	for _, s := range []string{`{"jsonrpc":"2.0","id":1,"result":{}}`, `{"jsonrpc":"2.0","method":"m","params":[1]}`, ` {"\u0069d":"\"","jsonrpc":"2.0","error":{"code":1,"message":""}} `, `{"a\\":1,"a\"":2}`, `{}`, `[]`, ``} {
+		f.Add([]byte(s))
+	}
+	f.Fuzz(func(t *testing.T, in []byte) {
+		before := bytes.Clone(in)
+		m, err := parse(in)
+		if !bytes.Equal(before, in) {
+			t.Fatal("the reader changed what it read")
+		}
+		if err != nil {
+			return
+		}
+		if !jsontext.Value(in).IsValid() || jsontext.Value(in).Kind() != '{' {
+			t.Fatalf("took %q", in)
+		}
+		if m.response() == (m.result == nil && m.fault == nil) {
+			t.Fatalf("neither a response nor a request: %q", in)
+		}
+		for _, part := range []json.RawMessage{m.id, m.params, m.result, m.fault} {
+			if part != nil && (!bytes.Contains(in, part) || !jsontext.Value(part).IsValid()) {
+				t.Fatalf("%q is no part of %q", part, in)
+			}
+		}
+		for _, where := range []string{"_meta", "data"} {
+			for _, part := range []json.RawMessage{m.params, m.result, m.fault} {
+				if part != nil && jsontext.Value(part).Kind() == '{' && !jsontext.Value(scrub(part, where)).IsValid() {
+					t.Fatalf("scrubbed %q to %q", part, scrub(part, where))
+				}
+			}
+		}
+	})
+}
+
+// FuzzMembers holds the splitter of objects to the places it names.
+func FuzzMembers(f *testing.F) {
+	f.Add([]byte(`{"a":1, "b\"" : {"c":[ ]} }`))
+	f.Add([]byte(`{"\\":"\\","x":"}"}`))
+	f.Fuzz(func(t *testing.T, in []byte) {
+		all, err := members(in)
+		if err != nil {
+			return
+		}
+		var rebuilt []string
+		for _, m := range all {
+			var name string
+			if err := json.Unmarshal(in[m.start:m.end][:bytes.LastIndexByte(in[m.start:m.at], ':')], &name); err != nil || name != m.name {
+				t.Fatalf("member %q of %q: %v", m.name, in, err)
+			}
+			if !bytes.Equal(in[m.at:m.end], m.value) {
+				t.Fatalf("value of %q in %q", m.name, in)
+			}
+			rebuilt = append(rebuilt, string(in[m.start:m.end]))
+		}
+		again := jsontext.Value("{" + strings.Join(rebuilt, ",") + "}")
+		first := jsontext.Value(bytes.Clone(in))
+		if first.Canonicalize() != nil {
+			return // a number too big for it
+		}
+		if again.Canonicalize() != nil || !bytes.Equal(first, again) {
+			t.Fatalf("%q became %q", first, again)
+		}
+	})
+}
+
+func FuzzEvents(f *testing.F) {
+	f.Add([]byte("data: a\ndata: b\n\n: c\n\ndata\n\n"), int64(10))
+	f.Fuzz(func(t *testing.T, in []byte, limit int64) {
+		if limit < 1 || limit > 1<<20 {
+			return
+		}
+		_ = readEvents(bytes.NewReader(in), limit, func(data []byte) (bool, error) {
+			if int64(len(data)) > limit {
+				t.Fatalf("gave %d bytes past a limit of %d", len(data), limit)
+			}
+			return false, nil
+		})
+	})
+}
