@@ -460,7 +460,7 @@ func (h *House) Ready(ctx context.Context) error {
 		return err
 	}
 	if err := h.store.Ping(ctx); err != nil {
-		return errors.New("Redis does not answer")
+		return errors.New("no answer from Redis")
 	}
 	if !h.tasks.Fresh() {
 		return errors.New("ended tasks are not confirmed")
