@@ -86,6 +86,12 @@ func TestOpenRefusesWhatACrashCannotLeave(t *testing.T) {
 			return b
 		},
 		"a missing file and its history": func(dir string, b []byte) []byte { os.Remove(filepath.Join(dir, historyFile)); return b[:len(b)/3] },
+		"a chain made anew": func(dir string, _ []byte) []byte {
+			lines := segmentLines(t, dir)
+			lines[len(lines)-1] = append(lines[len(lines)-1], '\n')
+			lines[5] = forged(lines[5])
+			return bytes.Join(relay(lines, 6), nil)
+		},
 	} {
 		again := cfg
 		again.Dir = copyDir(t, cfg.Dir)

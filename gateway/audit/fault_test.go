@@ -118,6 +118,8 @@ func TestFaults(t *testing.T) {
 			if err := l.Append(ctx, call("before", CallAllowed)); err != nil {
 				t.Fatal(err)
 			}
+			keyed := call("after", CallAllowed)
+			keyed.Key = "k"
 			release := d.hold()
 			wrote := make(chan error, 1)
 			go func() { wrote <- l.Write(ctx, call("written", CallCompleted)) }()
@@ -129,7 +131,9 @@ func TestFaults(t *testing.T) {
 			var wg sync.WaitGroup
 			for i := range 8 {
 				wg.Go(func() {
-					if err := l.Append(ctx, call(fmt.Sprint("refused", i), CallAllowed)); !errors.Is(err, ErrFaulted) {
+					e := call(fmt.Sprint("refused", i), CallAllowed)
+					e.Key = "k" // a key that was refused is free again
+					if err := l.Append(ctx, e); !errors.Is(err, ErrFaulted) {
 						t.Errorf("append on a broken disk: %v", err)
 					}
 				})
@@ -149,7 +153,7 @@ func TestFaults(t *testing.T) {
 			}
 			d.heal()
 			recovered(t, l)
-			if err := l.Append(ctx, call("after", CallAllowed)); err != nil {
+			if err := l.Append(ctx, keyed); err != nil {
 				t.Fatal(err)
 			}
 			if err := l.Close(); err != nil {
@@ -161,6 +165,9 @@ func TestFaults(t *testing.T) {
 			for line := range Read(cfg.Dir, 0) {
 				if c := line.Event.Call; c != nil {
 					ids = append(ids, c.ID)
+					if again := line.Event.At != ""; again && c.ID != "written" {
+						t.Errorf("%s was written twice", c.ID)
+					}
 				}
 				if line.Event.Type == AuditRecovered {
 					count++
@@ -349,10 +356,48 @@ func TestACheckpointThatCannotBeWrittenIsAFault(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	time.Sleep(2*retryEvery + retryEvery/2) // a few tries in vain
 	if err := os.Remove(block); err != nil {
 		t.Fatal(err)
 	}
 	recovered(t, l)
 	l.Close()
 	whole(t, cfg)
+	if got := types(t, cfg.Dir); strings.Count(got, "audit.recovered") != 1 {
+		t.Errorf("log: %s", got)
+	}
+}
+
+// What was accepted and lost to a fault is written again, and says when it was.
+func TestAnAcceptedEventIsWrittenAgain(t *testing.T) {
+	cfg := config(t)
+	d := &faultyDisk{}
+	cfg.disk = d
+	l := open(t, cfg)
+	eio := error(syscall.EIO)
+	d.sync.Store(&eio)
+	first := call("c", CallCompleted)
+	first.Key = "once"
+	if err := l.Write(t.Context(), first); err != nil {
+		t.Fatal(err)
+	}
+	for l.Fault() == nil {
+		time.Sleep(time.Millisecond)
+	}
+	d.heal()
+	recovered(t, l)
+	if err := l.Append(t.Context(), first); err != nil { // it is there already
+		t.Fatal(err)
+	}
+	l.Close()
+	whole(t, cfg)
+	if got := types(t, cfg.Dir); got != "audit.started audit.recovered tool.call.completed audit.stopped" {
+		t.Errorf("log: %s", got)
+	}
+	for line := range Read(cfg.Dir, 2) {
+		if e := line.Event; e.At == "" || e.At >= e.Time {
+			t.Errorf("at %q, time %q", e.At, e.Time)
+		}
+		break
+	}
 }

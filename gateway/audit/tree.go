@@ -33,9 +33,7 @@ func (t *tree) add(leaf tlog.Hash) []tlog.Hash {
 	if err != nil {
 		panic(err) // ReadHashes fails on no index that tlog asks for
 	}
-	for level, h := range hashes {
-		t.edge[level] = h
-	}
+	copy(t.edge[:], hashes)
 	t.size++
 	return hashes
 }

@@ -143,6 +143,7 @@ func (v *verification) run() error {
 	v.chain.origin = v.key.Name()
 	v.advance()
 	var h head
+	var seen Finding // the break as it was met, where guess made something of it
 	bad := v.compare()
 	for bad == nil {
 		line, whole, err := lines.next()
@@ -164,6 +165,7 @@ func (v *verification) run() error {
 		} else if bad = v.chain.add(line, &h); bad == nil {
 			bad = v.compare()
 		} else {
+			seen = *bad
 			bad = v.guess(bad, bytes.Clone(line), lines)
 		}
 	}
@@ -174,7 +176,7 @@ func (v *verification) run() error {
 		bad = v.missing()
 	}
 	if bad != nil {
-		bad = v.locate(bad)
+		bad = v.locate(bad, seen)
 	}
 	if bad == nil {
 		bad = v.later
@@ -290,7 +292,7 @@ func (v *verification) guess(f *Finding, line []byte, lines *lines) *Finding {
 // locate finds the first line that differs from what the newest checkpoint
 // covers, by the tree's stored leaves, where those are intact: their root is the
 // signed one, so whoever changed the lines could not change them too.
-func (v *verification) locate(f *Finding) *Finding {
+func (v *verification) locate(f *Finding, seen Finding) *Finding {
 	for _, c := range []*Checkpoint{v.held, &v.newest} {
 		if c == nil || c.Size == 0 {
 			continue
@@ -301,8 +303,12 @@ func (v *verification) locate(f *Finding) *Finding {
 		}
 		exact, err := v.difference(leaves, c.Size)
 		leaves.Close()
-		if err == nil && exact != nil {
+		switch {
+		case err != nil:
+		case exact != nil:
 			return exact
+		case seen.Code != "" && seen.Index < c.Size:
+			return &seen // the lines are what was signed: it was written so
 		}
 	}
 	return f

@@ -227,6 +227,73 @@ func TestACheckpointFindsAWholeNewChain(t *testing.T) {
 	}
 }
 
+// resigned is a log of these lines, as somebody with the key would make it.
+func resigned(t testing.TB, cfg Config, lines [][]byte) (dir string) {
+	t.Helper()
+	dir = copyDir(t, cfg.Dir)
+	lay(t, dir, lines)
+	var tr tree
+	var sums []byte
+	signed := must(cfg.Key.sign(Checkpoint{origin, 0, tr.root()}))
+	for _, line := range lines {
+		for _, h := range tr.add(tlog.RecordHash(line[:len(line)-1])) {
+			sums = append(sums, h[:]...)
+		}
+	}
+	last := must(cfg.Key.sign(Checkpoint{origin, tr.size, tr.root()}))
+	os.WriteFile(filepath.Join(dir, historyFile), append(signed, last...), 0o600)
+	os.WriteFile(filepath.Join(dir, checkpointFile), last, 0o600)
+	os.WriteFile(filepath.Join(dir, hashesFile), sums, 0o600)
+	return dir
+}
+
+// A writer that signs what it should not have written is found by the rules
+// that every line is under, whatever it signed.
+func TestWhatIsSignedMustStillBeALog(t *testing.T) {
+	cfg := config(t)
+	closed(t, cfg, 10)
+	lines := segmentLines(t, cfg.Dir)
+	lines[len(lines)-1] = append(lines[len(lines)-1], '\n')
+	edit := func(change func(e *Event)) []byte {
+		var e Event
+		if err := json.Unmarshal(lines[5], &e); err != nil {
+			t.Fatal(err)
+		}
+		change(&e)
+		return bytes.Clone(must(newEncoder().line(&e)))
+	}
+	for _, row := range []struct {
+		name string
+		code Code
+		line []byte
+	}{
+		{"earlier", TimeRunsBack, edit(func(e *Event) { e.Time = "2020-01-01T00:00:00.000000Z" })},
+		{"no time", Malformed, edit(func(e *Event) { e.Time = "yesterday, at about noon...." })},
+		{"another log's", WrongLog, edit(func(e *Event) { e.Integrity.Log = "other.example/log" })},
+		{"another version", Malformed, edit(func(e *Event) { e.V = 2 })},
+		{"spaced", NotCanonical, bytes.Replace(lines[5], []byte(`,"id"`), []byte(`, "id"`), 1)},
+		{"out of order", NotCanonical, append([]byte(`{"z":1,`), lines[5][1:]...)},
+		{"with a name twice", Malformed, append([]byte(`{"args":1,`), lines[5][1:]...)},
+		{"a bare object", Malformed, []byte("{}\n")},
+		{"without prev", Changed, edit(func(e *Event) { e.Integrity.Prev = "" })},
+	} {
+		all := slices.Clone(lines)
+		all[5] = row.line
+		for i := 6; i < len(all); i++ { // relay, but keeping row.line as it is
+			var e Event
+			if err := json.Unmarshal(all[i], &e); err != nil {
+				t.Fatal(err)
+			}
+			e.Integrity.Prev = lineHash(all[i-1][:len(all[i-1])-1])
+			all[i] = bytes.Clone(must(newEncoder().line(&e)))
+		}
+		dir := resigned(t, cfg, all)
+		if r := must(Verify(dir, VerifyOptions{VKey: cfg.Key.VKey()})); r.Bad == nil || r.Bad.Index != 5 || r.Bad.Code != row.code {
+			t.Errorf("%s: %v", row.name, r.Bad)
+		}
+	}
+}
+
 // Whoever stole the key can sign a new past, but not take back the checkpoint
 // that somebody else holds.
 func TestACheckpointHeldElsewhereFindsANewPast(t *testing.T) {
@@ -246,20 +313,7 @@ func TestACheckpointHeldElsewhereFindsANewPast(t *testing.T) {
 	lines := segmentLines(t, cfg.Dir)
 	lines[len(lines)-1] = append(lines[len(lines)-1], '\n')
 	resign := func(lines [][]byte) string {
-		dir := copyDir(t, cfg.Dir)
-		lay(t, dir, lines)
-		var tr tree
-		var sums []byte
-		signed := must(cfg.Key.sign(Checkpoint{origin, 0, tr.root()}))
-		for _, line := range lines {
-			for _, h := range tr.add(tlog.RecordHash(line[:len(line)-1])) {
-				sums = append(sums, h[:]...)
-			}
-		}
-		last := must(cfg.Key.sign(Checkpoint{origin, tr.size, tr.root()}))
-		os.WriteFile(filepath.Join(dir, historyFile), append(signed, last...), 0o600)
-		os.WriteFile(filepath.Join(dir, checkpointFile), last, 0o600)
-		os.WriteFile(filepath.Join(dir, hashesFile), sums, 0o600)
+		dir := resigned(t, cfg, lines)
 		if r := must(Verify(dir, VerifyOptions{VKey: cfg.Key.VKey()})); r.Bad != nil {
 			t.Fatalf("the forgery is poor: %v", r.Bad)
 		}
