@@ -399,6 +399,11 @@ func TestTenantsDoNotMeet(t *testing.T) {
 			t.Errorf("GET %s: %d", path, a.StatusCode)
 		}
 	}
+	for _, asked := range h.asked {
+		if !regexp.MustCompile(`^[a-z0-9-]{1,64}/[a-z0-9-]{1,64}$`).MatchString(asked) {
+			t.Errorf("the gateway was asked for %q", asked)
+		}
+	}
 	for _, path := range []string{"/", "/tasks"} {
 		if a := v.get(path); strings.Contains(a.body, "apr-1") || strings.Contains(a.body, "acme") {
 			t.Errorf("GET %s shows a neighbour's", path)
@@ -552,7 +557,7 @@ func TestAPI(t *testing.T) {
 		"not JSON":         `approve=true`,
 		"deny, no reason":  `{"approve":false,"digest":"` + r.Digest + `","reason":" "}`,
 		"invalid UTF-8":    "{\"approve\":true,\"digest\":\"\xff\"}",
-		"longer than ours": `{"approve":true,"reason":"` + strings.Repeat("x", 1<<20) + `"}`,
+		"longer than ours": `{"approve":true,"digest":"` + r.Digest + `","reason":"` + strings.Repeat("x", 1<<20) + `"}`,
 	} {
 		if a := api(t, v, "POST", "/api/v1/approvals/acme/apr-1/vote", body, token); a.StatusCode != 400 || a.code() != "bad_request" {
 			t.Errorf("%s: %d %s", name, a.StatusCode, a.body)

@@ -24,6 +24,7 @@ type house struct {
 	requests  []*gateway.ApprovalRequest
 	tasks     []*gateway.Task
 	waiting   []chan struct{}
+	asked     []string // what was looked for, as tenant/id
 	viewed    []string // whoever saw the bytes of a request
 	tries     int
 	broken    error
@@ -131,6 +132,7 @@ func (h *house) ApprovalList(_ context.Context, op gateway.Operator) ([]gateway.
 }
 
 func (h *house) find(op gateway.Operator, tenant, id string) (*gateway.ApprovalRequest, error) {
+	h.asked = append(h.asked, tenant+"/"+id)
 	for _, r := range h.requests {
 		if r.Tenant == tenant && r.ID == id && sees(op, tenant) {
 			return r, nil
