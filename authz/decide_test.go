@@ -198,6 +198,7 @@ func TestRows(t *testing.T) {
 		{"another label", "g2, s/t, sends:external\np, bot, acme, k, s/*, call, , allow\np, *, *, *, destructive, call, , require", bot(), "allow 2"},
 		{"no label counts as every label", "p, bot, acme, k, s/*, call, , allow\np, *, *, *, destructive, call, , deny", bot(), "deny 2"},
 		{"no label is no grant", "g2, a/b, destructive\np, bot, acme, k, destructive, call, , allow", bot(), "deny"},
+		{"a tool called like a label", "g2, a/b, destructive\np, bot, acme, k, destructive, call, , allow\np, bot, acme, k, sends:external, call, , allow", bot(tool("sends:external")), "deny"},
 		{"no label, approve: asks and does not grant", "g2, a/b, destructive\np, bot, acme, k, destructive, call, , approve", bot(), "deny"},
 		{"no label, approve beside a grant", "g2, a/b, destructive\np, bot, acme, k, destructive, call, , approve\np, bot, acme, k, s/t, call, , allow", bot(), "approve 2 3; 1 of anyone (2)"},
 

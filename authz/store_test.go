@@ -276,6 +276,7 @@ func TestReloadWhileDeciding(t *testing.T) {
 		return "approve 2 3; 2 of one (2) 3 of two (3)"
 	}
 	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
 	var deciders sync.WaitGroup
 	decided := make(chan struct{}, 1)
 	for i := range 4 {
@@ -284,7 +285,7 @@ func TestReloadWhileDeciding(t *testing.T) {
 				r := ask(fmt.Sprintf("b%d-%d", i, n%50), "k", "s/t", `{"n":5}`)
 				if d := s.Decide(r); say(d) != want(d) {
 					t.Errorf("%s: %s, want %s", d.Revision, say(d), want(d))
-					return
+					cancel()
 				}
 				select {
 				case decided <- struct{}{}:
@@ -294,7 +295,11 @@ func TestReloadWhileDeciding(t *testing.T) {
 		})
 	}
 	for i := range 30 {
-		<-decided
+		select {
+		case <-decided:
+		case <-ctx.Done():
+			return
+		}
 		write(t, filepath.Join(dir, "new"), texts[(i+1)%2])
 		if err := os.Rename(filepath.Join(dir, "new"), cfg.File); err != nil {
 			t.Fatal(err)
