@@ -60,7 +60,6 @@ func (f *feed) run(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		f.once.Do(func() { close(f.tried) })
 		if err == nil {
 			again = pace.first
 			f.wait(ctx, next, true)
@@ -181,6 +180,7 @@ func (f *feed) list(ctx context.Context, l link, e era) error {
 
 // failed notes that the server cannot be asked.
 func (f *feed) failed(err error) {
+	defer f.once.Do(func() { close(f.tried) })
 	f.all.log.Warn("server cannot be listed", "server", f.s.Name, "tenants", f.tenants, "err", err)
 	if !f.down {
 		f.down = true
@@ -190,6 +190,7 @@ func (f *feed) failed(err error) {
 
 // worked takes a new listing into use and on record.
 func (f *feed) worked(found *listing) {
+	defer f.once.Do(func() { close(f.tried) })
 	if f.down {
 		f.down = false
 		f.record(gateway.Fact{Type: audit.ServerUp, Tool: f.s.asTool()})

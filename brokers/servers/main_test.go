@@ -179,6 +179,13 @@ func start(t *testing.T, c Config) (*Servers, *diary) {
 		}
 		<-done
 	})
+	for _, f := range s.feeds {
+		select {
+		case <-f.tried:
+		case <-time.After(s.pace.grace):
+			t.Fatalf("server %s was not asked", f.s.Name)
+		}
+	}
 	<-s.Ready()
 	return s, d
 }
