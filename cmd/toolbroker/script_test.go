@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"fmt"
 	"net"
 	"net/http"
 	"os"
@@ -29,12 +30,43 @@ func TestStories(t *testing.T) {
 			binary, err := exec.LookPath("toolbroker")
 			e.Setenv("TOOLBROKER", binary)
 			e.Setenv("HOME", e.WorkDir)
+			e.Setenv("VAULTDIR", filepath.Dir(vaultBinary()))
 			return err
 		},
+		Condition: real,
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"devready": devReady, "readyz": readyz, "ports": ports, "expand": expand, "until": until, "tamper": tamper, "private": private,
 		},
 	})
+}
+
+// real says whether a real part is here: "redis" or "vault". Where the
+// environment requires real parts, a missing one is a failure.
+func real(part string) (bool, error) {
+	var found bool
+	switch part {
+	case "redis":
+		_, err := exec.LookPath("redis-server")
+		found = err == nil
+	case "vault":
+		_, err := os.Stat(vaultBinary())
+		found = err == nil
+	default:
+		return false, fmt.Errorf("no condition %q", part)
+	}
+	if !found && os.Getenv("TOOLBROKER_REQUIRE_REAL") == "1" {
+		return false, fmt.Errorf("no %s here, and TOOLBROKER_REQUIRE_REAL=1", part)
+	}
+	return found, nil
+}
+
+var home, _ = os.UserHomeDir() // before scripts get one of their own
+
+func vaultBinary() string {
+	if bin := os.Getenv("TOOLBROKER_VAULT_BIN"); bin != "" {
+		return bin
+	}
+	return filepath.Join(home, ".cache/toolbroker/vault-1.21.1/vault")
 }
 
 // patience is how long a script waits for what it says will come.
@@ -88,6 +120,9 @@ func ports(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Check(err)
 		defer l.Close() // after all are chosen, so that they differ
 		ts.Setenv(name, l.Addr().String())
+		_, port, err := net.SplitHostPort(l.Addr().String())
+		ts.Check(err)
+		ts.Setenv(name+"PORT", port)
 	}
 }
 

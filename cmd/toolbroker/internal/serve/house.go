@@ -382,7 +382,10 @@ func (h *House) Run(ctx context.Context) error {
 		h.log.Info("listening", "listener", l.name, "address", l.Addr().String(), "tls", l.cert != nil)
 	}
 	if s := h.opts.Stdio; s != nil {
-		go func() { failed <- h.edge.ServeStdio(inner, s.In, s.Out, s.Cred) }()
+		go func() {
+			h.settle(ctx) // nothing has been promised to the agent yet, so let it wait
+			failed <- h.edge.ServeStdio(inner, s.In, s.Out, s.Cred)
+		}()
 	}
 	h.serving.Store(true)
 
@@ -414,6 +417,18 @@ func (h *House) Run(ctx context.Context) error {
 		h.log.Error("credentials not given back; their ledger has them", "err", err)
 	}
 	return err
+}
+
+// settle waits until it can serve, or for some seconds.
+func (h *House) settle(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	for h.Ready(ctx) != nil && ctx.Err() == nil {
+		select {
+		case <-ctx.Done():
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
 }
 
 // close lets go of whatever is open, the log last.
