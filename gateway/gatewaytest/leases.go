@@ -231,11 +231,14 @@ func (x *leasesTest) awaitStory(id, want string) {
 }
 
 func (x *leasesTest) silent() {
-	facts, err := json.Marshal(x.Facts.Of(""))
-	if err != nil {
-		x.Fatal(err)
+	all := x.Stored(x.T) + fmt.Sprintf("%v", x.Facts.Of("")) + strings.Join(x.said, " ")
+	for _, f := range x.Facts.Of("") {
+		lease, err := json.Marshal(f.Lease)
+		if err != nil {
+			x.Fatal(err)
+		}
+		all += string(lease) + fmt.Sprintf("%+v %#v", *f.Lease, *f.Lease)
 	}
-	all := x.Stored(x.T) + string(facts) + fmt.Sprintf("%v %+v", x.Facts.Of(""), x.Facts.Of("")) + strings.Join(x.said, " ")
 	for _, v := range append(x.values, x.Static) {
 		if v != "" && strings.Contains(all, v) {
 			x.Errorf("a secret's value was stored, recorded, logged or said in an error")
