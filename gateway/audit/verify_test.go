@@ -172,7 +172,6 @@ func TestTheChainAloneNamesTheLine(t *testing.T) {
 	lines := segmentLines(t, cfg.Dir)
 	lines[len(lines)-1] = append(lines[len(lines)-1], '\n')
 	dir := copyDir(t, cfg.Dir)
-	os.Remove(filepath.Join(dir, hashesFile))
 	for _, m := range []struct {
 		name  string
 		index int64
@@ -187,9 +186,12 @@ func TestTheChainAloneNamesTheLine(t *testing.T) {
 		{"its index", 5, Changed, slices.Concat(lines[:5], [][]byte{bytes.Replace(lines[5], []byte(`"idx":5`), []byte(`"idx":9`), 1)}, lines[6:])},
 	} {
 		lay(t, dir, m.lines)
-		r := must(Verify(dir, VerifyOptions{VKey: cfg.Key.VKey()}))
-		if r.Bad == nil || r.Bad.Index != m.index || r.Bad.Code != m.code {
-			t.Errorf("%s: %v", m.name, r.Bad)
+		for _, hashes := range [][]byte{nil, bytes.Repeat([]byte{7}, 1<<16)} { // none, and rubbish
+			os.WriteFile(filepath.Join(dir, hashesFile), hashes, 0o600)
+			r := must(Verify(dir, VerifyOptions{VKey: cfg.Key.VKey()}))
+			if r.Bad == nil || r.Bad.Index != m.index || r.Bad.Code != m.code {
+				t.Errorf("%s: %v", m.name, r.Bad)
+			}
 		}
 	}
 }
@@ -518,7 +520,9 @@ func TestKeys(t *testing.T) {
 	if _, err := NewKey(filepath.Join(t.TempDir(), "key"), "no spaces please"); err == nil {
 		t.Error("a bad origin was taken")
 	}
-	// Not only ours opens with it.
+	if _, err := OpenCheckpoint(must(k.sign(Checkpoint{"other.example/log", 0, tlog.Hash{}})), k.VKey()); err == nil {
+		t.Error("a checkpoint of another log was taken")
+	}
 	_, vkey, _ := note.GenerateKey(rand.Reader, origin)
 	if _, err := OpenCheckpoint(must(k.sign(Checkpoint{origin, 0, tlog.Hash{}})), vkey); err == nil {
 		t.Error("signed by another key")
