@@ -227,11 +227,11 @@ func (g *Gateway) end(ctx context.Context, t Task, by string, who Fact) (Task, e
 		if err := g.Recorder.Durable(context.WithoutCancel(ctx), who); err != nil {
 			g.Logger.Error("end of task not recorded", "task", t.ID, "err", err)
 			err = refuse(Internal, fmt.Errorf("record end: %w", err)).say("the task has ended, but that could not be recorded")
-			g.cleanUp(t.Tenant, t.ID)
+			g.cleanUp(t)
 			return t, err
 		}
 	}
-	g.cleanUp(t.Tenant, t.ID)
+	g.cleanUp(t)
 	return t, nil
 }
 
@@ -248,7 +248,7 @@ func (g *Gateway) watch(t Task) {
 	g.closing.Go(func() {
 		select {
 		case <-ended:
-			g.cleanUp(t.Tenant, t.ID)
+			g.cleanUp(t)
 		case <-g.stopped:
 		}
 		g.mu.Lock()
@@ -257,18 +257,23 @@ func (g *Gateway) watch(t Task) {
 	})
 }
 
-// cleanUp ends what hung on a task: requests, downstream sessions and children,
-// then the credentials they held. Each room records what it ended; what fails is retried by its
-// owner and alerted there.
-func (g *Gateway) cleanUp(tenant, id string) {
+// TaskOver ends what hung on a task on this replica and in what replicas share:
+// requests, downstream sessions and children, then the credentials they held.
+// Each room records what it ended; asking again is harmless.
+func (g *Gateway) TaskOver(ctx context.Context, t Task) error {
+	return errors.Join(
+		g.Approvals.Cancel(ctx, t.Tenant, t.ID),
+		g.Servers.EndTask(ctx, t.Tenant, t.ID),
+		g.Leases.EndTask(ctx, t.Tenant, t.ID),
+	)
+}
+
+// cleanUp is TaskOver in the time that a task's end may take; what is left then
+// is ended by its owners.
+func (g *Gateway) cleanUp(t Task) {
 	ctx, cancel := context.WithTimeout(context.Background(), g.GiveBack)
 	defer cancel()
-	for _, part := range []struct {
-		what string
-		end  func(ctx context.Context, tenant, task string) error
-	}{{"approvals", g.Approvals.Cancel}, {"sessions and children", g.Servers.EndTask}, {"leases", g.Leases.EndTask}} {
-		if err := part.end(ctx, tenant, id); err != nil {
-			g.Logger.Error("task ended, but not everything of it yet", "task", id, "what", part.what, "err", err)
-		}
+	if err := g.TaskOver(ctx, t); err != nil {
+		g.Logger.Error("task ended, but not everything of it yet", "task", t.ID, "err", err)
 	}
 }

@@ -310,11 +310,7 @@ func (h *House) discovery(ctx context.Context, tenant, server string) (gateway.L
 // taskOver ends what hung on a task, wherever it ran; it is asked again until
 // nothing is left.
 func (h *House) taskOver(ctx context.Context, t gateway.Task) error {
-	return errors.Join(
-		h.approvals.Cancel(ctx, t.Tenant, t.ID),
-		h.servers.EndTask(ctx, t.Tenant, t.ID),
-		h.secrets.EndTask(ctx, t.Tenant, t.ID),
-	)
+	return h.gateway.TaskOver(ctx, t)
 }
 
 func (h *House) openDoors() error {
