@@ -186,23 +186,23 @@ func TestHostileServers(t *testing.T) {
 			t.Run(fmt.Sprintf("%s modern=%v", h.name, modern), func(t *testing.T) {
 				calls := new(atomic.Int32)
 				bad := &fake{modern: modern, session: "s1", call: func(w http.ResponseWriter, r *http.Request, m fakeMessage) {
-					if calls.Add(1) == 1 {
+					if calls.Add(1) == 2 { // the first opens what is needed for the second
 						h.call(w, r, m)
 						return
 					}
 					says(contentJSON, `{"jsonrpc":"2.0","id":ID,"result":{"content":[]}}`)(w, r, m)
 				}}
-				timeout := 20 * time.Second
-				if errors.Is(h.want, context.DeadlineExceeded) {
-					timeout = 100 * time.Millisecond
-				}
 				s, _ := start(t, Config{Servers: []Server{
-					{Name: "bad", URL: bad.serve(t), Timeout: timeout, MaxResponse: 1 << 20},
+					{Name: "bad", URL: bad.serve(t), MaxResponse: 1 << 20},
 					{Name: "good", URL: good}}})
-				for len(s.Tools("a")) < 2 { // a short timeout may end the first listing
-					time.Sleep(10 * time.Millisecond)
+				if _, err := forward(t, s, "bad__act", `{}`); err != nil {
+					t.Fatal(err)
+				}
+				if errors.Is(h.want, context.DeadlineExceeded) {
+					s.servers["bad"].Timeout = 50 * time.Millisecond
 				}
 				r, err := forward(t, s, "bad__act", `{}`)
+				s.servers["bad"].Timeout = 20 * time.Second
 				switch {
 				case err == nil:
 					t.Fatalf("it passed: %s %s", r.Raw, r.Error)
@@ -215,8 +215,8 @@ func TestHostileServers(t *testing.T) {
 				case strings.Contains(err.Error(), "canary") || strings.Contains(err.Error(), "evil"):
 					t.Errorf("the error quotes the server: %v", err)
 				}
-				if n := bad.count("tools/call"); n != 1 {
-					t.Errorf("the call was sent %d times", n)
+				if n := bad.count("tools/call"); n != 2 {
+					t.Errorf("two calls were sent %d times", n)
 				}
 				if _, err := forward(t, s, "bad__act", `{}`); err != nil {
 					t.Errorf("the next call to it failed: %v", err)

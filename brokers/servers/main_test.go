@@ -235,12 +235,6 @@ type fakeMessage struct {
 
 const actTool = `[{"name":"act","inputSchema":{"type":"object"}}]`
 
-func (f *fake) log() string {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return strings.Join(f.seen, " ")
-}
-
 func (f *fake) count(what string) int {
 	f.mu.Lock()
 	defer f.mu.Unlock()
