@@ -120,6 +120,7 @@ func TestResults(t *testing.T) {
 		{"our key escaped", `{"_meta":{"io.tool\u0062roker/approval":1}}`, `{"_meta":{}}`, ""},
 		{"our key with an escaped slash", `{"_meta":{"io.toolbroker\/approval":1}}`, `{"_meta":{}}`, ""},
 		{"our key in a block", `{"content":[{"type":"text","text":"t","_meta":{"io.toolbroker/approval":1}}]}`, `{"content":[{"type":"text","text":"t","_meta":{}}]}`, ""},
+		{"our key escaped in a block", `{"content":[{"type":"text","text":"t","_meta":{"io.tool\u0062roker/approval":1}}]}`, `{"content":[{"type":"text","text":"t","_meta":{}}]}`, ""},
 		{"our key at the top", `{"io.toolbroker/refusal":{},"content":[]}`, `{"content":[]}`, ""},
 		{"our name as a value", `{"content":[{"type":"text","text":"io.toolbroker/approval"}]}`, `{"content":[{"type":"text","text":"io.toolbroker/approval"}]}`, ""},
 		{"the server's name", `{"_meta":{"io.modelcontextprotocol/serverInfo":{"name":"x"},"k":1},"content":[]}`, `{"_meta":{"k":1},"content":[]}`, ""},
@@ -135,7 +136,7 @@ func TestResults(t *testing.T) {
 	}
 	for _, raw := range []string{
 		``, `null`, `[]`, `"x"`, `{`, `{}{}`, `{"a":}`, `{"resultType":"input_required","inputRequests":{}}`, `{"resultType":"task"}`,
-		`{"resultType":"complete","resultType":"input_required"}`, "{\"a\":\"\xff\"}",
+		`{"resultType":"complete","resultType":"input_required"}`, `{"resultType":"input_required","resultType":"complete"}`, "{\"a\":\"\xff\"}",
 	} {
 		d := open(t)
 		d.result = gateway.Result{Raw: json.RawMessage(raw)}
@@ -224,6 +225,9 @@ func TestStreamOnlyWhenNeeded(t *testing.T) {
 		{"asks, and there is none", strings.Replace(asks, "steps", "echo", 1), legacyAccept, false},
 	} {
 		got := d.do(req{body: rpc(1, "tools/call", row.params)}.with("Accept", row.accept))
+		if asked := row.params != `"name":"steps"` && row.accept == legacyAccept; d.asked != asked {
+			t.Errorf("%s: the gateway hears that it asked: %v", row.name, d.asked)
+		}
 		want := map[bool]string{true: "text/event-stream", false: "application/json"}[row.stream]
 		if got.status != 200 || got.header.Get("Content-Type") != want {
 			t.Errorf("%s: %d %s", row.name, got.status, got.header.Get("Content-Type"))

@@ -27,7 +27,7 @@ type house struct {
 	sessions map[string]string
 	tools    []gateway.Tool
 	calls    []gateway.Call
-	admits   int
+	asked    bool // the last call asked for progress
 	closed   []string
 	started  []gateway.TaskSpec
 	down     error // what the gateway says while it cannot tell
@@ -87,7 +87,6 @@ func (h *house) Admit(ctx context.Context, c gateway.Credential) (gateway.Princi
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.admits++
 	id := p.Task
 	if id == "" {
 		id = c.Task
@@ -138,7 +137,7 @@ func (h *house) Handle(ctx context.Context, c gateway.Call, s gateway.Stream) (g
 		return refuse(err.(*gateway.Refusal))
 	}
 	h.mu.Lock()
-	h.calls = append(h.calls, c)
+	h.calls, h.asked = append(h.calls, c), s != nil
 	h.mu.Unlock()
 	var tool *gateway.Tool
 	for i := range h.tools {
