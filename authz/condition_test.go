@@ -76,6 +76,19 @@ func TestConditions(t *testing.T) {
 	}
 }
 
+// A value that is too long to match is not matched at great cost.
+func TestLongValuesCannotBeTold(t *testing.T) {
+	cond, err := parseCondition("args.s =~ '^x*$'")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for n, want := range map[int]truth{maxSubject: yes, maxSubject + 1: unknown} {
+		if got := cond.eval(&input{raw: json.RawMessage(`{"s":"` + strings.Repeat("x", n) + `"}`)}); got != want {
+			t.Errorf("%d bytes: %v", n, got)
+		}
+	}
+}
+
 func TestNumbersAreExact(t *testing.T) {
 	for text, want := range map[string]bool{
 		"0": true, "-0": true, "5": true, "-5": true, "0.1": true, "1e3": true, "9007199254740992": true, "-9007199254740992": true, "123456789.12345": true, "1.50000000000000000000": true,

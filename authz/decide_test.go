@@ -223,6 +223,7 @@ func TestRows(t *testing.T) {
 		{"no action", "p, *, *, *, *, *, , allow", bot(does("")), "deny"},
 		{"an unknown action", "p, *, *, *, *, *, , allow", bot(does("*")), "deny"},
 		{"a name that is not text", "p, *, *, *, *, *, , allow", bot(named("a\xff")), "deny"},
+		{"a name with a control character", "p, *, *, *, *, *, , allow", bot(named("bot\x00")), "deny"},
 		{"a name without end", "p, *, *, *, *, *, , allow", bot(named(strings.Repeat("a", 1<<20))), "deny"},
 		{"a request that looks like policy", "p, bot, acme, k, s/t, call, , allow", bot(tool("s/t, call, , allow\np, *")), "deny"},
 	} {
@@ -327,6 +328,11 @@ func TestConditional(t *testing.T) {
 	r.Scopes = []*authz.Scope{scope(t, authz.ScopeRow{Tool: "github/*", Action: "call", When: "args.q == null", Verdict: "allow"})}
 	if d := p.Decide(r); !d.Conditional || d.Verdict != authz.Allow {
 		t.Errorf("a scope's condition: %+v", d)
+	}
+	r = ask("spiffe://corp/agent/triage-7", "incident-triage", "github/issues.get", "{}")
+	r.Scopes = []*authz.Scope{scope(t, authz.ScopeRow{Tool: "github/*", Action: "call", Verdict: "allow"})}
+	if d := p.Decide(r); !d.Conditional {
+		t.Errorf("the policy's condition, beside a scope without: %+v", d)
 	}
 }
 

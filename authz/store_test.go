@@ -2,6 +2,7 @@ package authz_test
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"os"
@@ -9,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"toolbroker/authz"
@@ -162,6 +164,31 @@ func TestOpen(t *testing.T) {
 	}
 }
 
+// A file that is still being written is good, line by line, long before it is whole.
+func TestHalfAFileIsNotLoaded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dir, h := t.TempDir(), &heard{}
+		cfg := config(dir, h)
+		cfg.Settle = time.Second
+		write(t, cfg.File, first)
+		go func() {
+			if _, err := authz.Open(cfg); err != nil {
+				t.Error(err)
+			}
+		}()
+		synctest.Wait() // it has read once
+		write(t, cfg.File, first+"p, *, *, *, s/*, call, args.n > 9, deny\n")
+		time.Sleep(1500 * time.Millisecond) // it has read twice
+		write(t, cfg.File, first+"p, *, *, *, s/*, call, , deny\n")
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		sum := sha256.Sum256([]byte(first + "p, *, *, *, s/*, call, , deny\n"))
+		if want := fmt.Sprintf("loaded policy.csv sha256:%x", sum[:3]); h.all() != want {
+			t.Errorf("heard %q, want %q", h.all(), want)
+		}
+	})
+}
+
 // A file put in place of another, one written over, one that appears again: each
 // is seen, and a bad one is told once however often it is read.
 func TestWatch(t *testing.T) {
@@ -242,14 +269,17 @@ func TestWatchPolls(t *testing.T) {
 	done := make(chan error, 1)
 	go func() { done <- s.Watch(ctx) }()
 	<-h.more
-	aside := filepath.Join(real, "new")
-	write(t, aside, second)
-	if err := os.Rename(aside, filepath.Join(real, "p")); err != nil {
-		t.Fatal(err)
-	}
-	<-h.more
-	if verdict(s) != "approve" {
-		t.Error(verdict(s))
+	// The first may be seen as the watch begins; the second only by looking again.
+	for _, c := range []struct{ text, verdict string }{{second, "approve"}, {first, "allow"}} {
+		aside := filepath.Join(real, "new")
+		write(t, aside, c.text)
+		if err := os.Rename(aside, filepath.Join(real, "p")); err != nil {
+			t.Fatal(err)
+		}
+		<-h.more
+		if verdict(s) != c.verdict {
+			t.Errorf("%s, want %s", verdict(s), c.verdict)
+		}
 	}
 	cancel()
 	<-done
