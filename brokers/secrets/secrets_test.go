@@ -147,7 +147,7 @@ func (f fixedTasks) Running(_ context.Context, tenant, id string) (gateway.Task,
 
 func TestTaskBoundsItsLeases(t *testing.T) {
 	w := newWorld(t, standIn(t), redistest.Embedded(t))
-	p := w.start(t, func(c *Config) { c.Tasks = fixedTasks{90 * time.Second} })
+	p := w.start(t, func(c *Config) { c.Tasks, c.Bindings[1].TTL = fixedTasks{90 * time.Second}, time.Hour })
 	l, err := p.Lease(t.Context(), "acme", "task-1", "call-1", "task")
 	if err != nil {
 		t.Fatal(err)
@@ -242,12 +242,31 @@ func TestOwnTokenTakenAway(t *testing.T) {
 	}
 }
 
+// What will fall with a login that was replaced is handed out no more even
+// before it falls, and the calls that have it may finish.
+func TestReplacedLogin(t *testing.T) {
+	w := newWorld(t, standIn(t), redistest.Embedded(t))
+	p := w.start(t)
+	l, err := p.Lease(t.Context(), "acme", "task-1", "call-1", "task")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.supersede(p.live[l.ID].gen, time.Now().Add(time.Hour))
+	again, err := p.Lease(t.Context(), "acme", "task-1", "call-2", "task")
+	if err != nil || again.ID == l.ID || !again.Fresh {
+		t.Errorf("handed out: %v %v", again.ID, err)
+	}
+	if !w.works(t, l.Values[0].Reveal()) {
+		t.Error("taken from a call that has it")
+	}
+}
+
 // A token that is renewed lives on; one that cannot be is replaced before it ends.
 func TestOwnTokenIsKept(t *testing.T) {
 	for _, periodic := range []bool{true, false} {
 		t.Run(fmt.Sprintf("periodic=%v", periodic), func(t *testing.T) {
 			b := standIn(t)
-			b.standin.AppRole("gateway", "gateway-secret", 2*time.Second, periodic, "toolbroker")
+			b.standin.AppRole("gateway", "gateway-secret", 4*time.Second, periodic, "toolbroker")
 			w := newWorld(t, b, redistest.Embedded(t))
 			p := w.start(t)
 			redistest.Await(t, "ready", func() bool { return p.Ready(t.Context()) == nil })
@@ -255,7 +274,7 @@ func TestOwnTokenIsKept(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			long := time.Now().Add(3 * time.Second)
+			long := time.Now().Add(5 * time.Second)
 			redistest.Await(t, "its second life, or another", func() bool {
 				p.vault.mu.Lock()
 				now := p.vault.token // nobody asks: it is kept all the same
