@@ -401,3 +401,26 @@ func TestAnAcceptedEventIsWrittenAgain(t *testing.T) {
 		break
 	}
 }
+
+// Stored hashes that could not be written are written with the next checkpoint.
+func TestStoredHashesOutliveAFailedCheckpoint(t *testing.T) {
+	cfg := config(t)
+	l := open(t, cfg)
+	if err := l.Append(t.Context(), call("c", CallDenied), call("d", CallDenied)); err != nil {
+		t.Fatal(err)
+	}
+	sums := l.sums
+	l.sums = must(os.Open(sums.Name())) // cannot be written
+	if l.checkpoint() == nil {
+		t.Fatal("no error")
+	}
+	l.sums.Close()
+	l.sums = sums
+	l.Close()
+	whole(t, cfg)
+	for i := range int64(4) {
+		if _, err := Prove(cfg.Dir, i); err != nil {
+			t.Error(err)
+		}
+	}
+}

@@ -149,6 +149,7 @@ func FuzzReadLine(f *testing.F) {
 	f.Add([]byte(`{"b":1,"a":1}`))
 	f.Add([]byte(`[[[[[[[[[[[[[]]]]]]]]]]]]]`))
 	f.Add([]byte(`{"v":900719925474099300}`))
+	f.Add([]byte(`{"v":123456789012345678}`))
 	f.Add([]byte(`"`))
 	enc := newEncoder()
 	e := full(func() string { return "x" }, func() int64 { return 5 })

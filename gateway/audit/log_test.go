@@ -133,7 +133,7 @@ func must[T any](v T, err error) T {
 	return v
 }
 
-// closed makes a log of n calls' events, with a few checkpoints on the way, and closes it.
+// closed makes a log of n calls' events, with a checkpoint on the way, and closes it.
 func closed(t testing.TB, cfg Config, n int) {
 	t.Helper()
 	l := open(t, cfg)
@@ -141,7 +141,7 @@ func closed(t testing.TB, cfg Config, n int) {
 		if err := l.Append(t.Context(), call(fmt.Sprint("c", i), CallAllowed)); err != nil {
 			t.Fatal(err)
 		}
-		if i%16 == 7 {
+		if i == n/2 {
 			if err := l.checkpoint(); err != nil {
 				t.Fatal(err)
 			}

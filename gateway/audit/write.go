@@ -471,9 +471,15 @@ func hashBefore(path string, end int64) (string, error) {
 // makeReserve takes some disk space, to be given back when there is no other.
 // It is noise, so that no file system makes it small.
 func (l *Log) makeReserve() error {
+	if info, err := os.Stat(l.path(reserveFile)); err == nil && info.Size() == reserveSize {
+		l.reserve = true
+		return nil
+	}
 	noise := make([]byte, reserveSize)
 	rand.Read(noise)
-	if err := writeDurable(l.path(reserveFile), noise); err != nil {
+	// Not synced: space is set aside when it is written, and all of it is lost
+	// in a crash at worst.
+	if err := os.WriteFile(l.path(reserveFile), noise, 0o600); err != nil {
 		os.Remove(l.path(reserveFile))
 		return err
 	}
