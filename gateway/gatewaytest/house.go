@@ -33,14 +33,14 @@ type House struct {
 	Log       *audit.Log
 	Dir       string // the log's
 
-	t *testing.T
+	t testing.TB
 }
 
 // Policy is the text in force; it can be swapped.
 type Policy struct {
 	mu sync.Mutex
 	p  *authz.Policy
-	t  *testing.T
+	t  testing.TB
 }
 
 // Set swaps the policy.
@@ -88,7 +88,7 @@ const Kind = "work"
 // owns agent a's credential), bob, carol (both in group sre, approvers) and vic,
 // a viewer; agent:a of acme has the bearer token "a" on task "task-a", agent:b of
 // globex "b" on "task-b". Change may alter the config before the gateway is made.
-func New(t *testing.T, change ...func(*gateway.Config)) *House {
+func New(t testing.TB, change ...func(*gateway.Config)) *House {
 	t.Helper()
 	h := &House{t: t, Dir: filepath.Join(t.TempDir(), "audit"), Policy: &Policy{t: t}}
 	h.Policy.Set(Text)
