@@ -27,6 +27,7 @@ type house struct {
 	sessions map[string]string
 	tools    []gateway.Tool
 	calls    []gateway.Call
+	admits   int
 	asked    bool // the last call asked for progress
 	closed   []string
 	started  []gateway.TaskSpec
@@ -87,6 +88,7 @@ func (h *house) Admit(ctx context.Context, c gateway.Credential) (gateway.Princi
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	h.admits++
 	id := p.Task
 	if id == "" {
 		id = c.Task

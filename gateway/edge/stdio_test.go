@@ -15,6 +15,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/mark3labs/mcp-go/mcp"
+
 	"toolbroker/gateway"
 )
 
@@ -67,8 +69,10 @@ func TestStdioAnswersBeforeItEnds(t *testing.T) {
 		lines = append(lines, rpc(i+1, "tools/call", `"name":"echo"`))
 	}
 	got := converse(t, d, lines...)
-	if last := d.calls[len(d.calls)-1]; last.Protocol != "2025-11-25" || last.Credential.Session != d.closed[0] {
-		t.Errorf("%+v", last)
+	for _, c := range d.calls {
+		if c.Protocol != "2025-11-25" || c.Credential.Session != d.closed[0] {
+			t.Errorf("%s is not in the session: %+v", c.JSONRPCID, c)
+		}
 	}
 	for i := range 101 {
 		if !strings.Contains(got, fmt.Sprintf(`"id":%d,"result"`, i)) {
@@ -125,6 +129,34 @@ func TestStdioEnds(t *testing.T) {
 				t.Errorf("%v, want %v", err, row.want)
 			}
 		})
+	}
+}
+
+// Notices come only while the task runs.
+func TestStdioNotices(t *testing.T) {
+	d := open(t)
+	r, w := pipes(t, d)
+	lines := bufio.NewScanner(r)
+	ask := func(s string) string {
+		fmt.Fprintln(w, s)
+		lines.Scan()
+		return lines.Text()
+	}
+	ask(rpc(0, "initialize", `"protocolVersion":"2025-11-25"`))
+	var before int
+	d.set(func() { d.ended["task-a"], before = true, d.admits })
+	d.edge.ToolsChanged()
+	waitFor(t, "the question whether the task runs", func() (asked bool) {
+		d.set(func() { asked = d.admits > before })
+		return asked
+	})
+	d.set(func() { d.ended["task-a"] = false })
+	if got := ask(rpc(1, "ping", "")); got != `{"jsonrpc":"2.0","id":1,"result":{}}` {
+		t.Error(got)
+	}
+	d.edge.ToolsChanged()
+	if lines.Scan(); !strings.Contains(lines.Text(), mcp.MethodNotificationToolsListChanged) {
+		t.Error(lines.Text())
 	}
 }
 
