@@ -2,10 +2,13 @@ package approvals_test
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -291,4 +294,49 @@ func TestFactsOutliveTheReplica(t *testing.T) {
 		replica(t, s, facts)
 		redistest.Await(t, "it is on record", func() bool { return len(facts.Of()) == 1 })
 	})
+}
+
+// raw counts what is sent, also twice.
+type raw struct {
+	gatewaytest.Facts
+	mu   sync.Mutex
+	sent []string
+}
+
+func (r *raw) Durable(_ context.Context, facts ...gateway.Fact) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, f := range facts {
+		r.sent = append(r.sent, f.Key)
+	}
+	return nil
+}
+
+func (r *raw) all() []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.sent)
+}
+
+func TestAGrantGivenBackIsNotGrantedAgain(t *testing.T) {
+	s, facts := redistest.Embedded(t), &raw{}
+	a := replica(t, s, facts)
+	ask(t, a, request("apr-1"))
+	approve(t, a, request("apr-1"))
+	for range 3 {
+		g, err := a.Claim(t.Context(), "acme", "apr-1", "call-1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := a.Release(t.Context(), g); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := a.Cancel(t.Context(), "acme", "task-1"); err != nil {
+		t.Fatal(err)
+	}
+	redistest.Await(t, "the end is sent", func() bool { return slices.Contains(facts.all(), "apr-1:cancelled") })
+	if got := facts.all(); !slices.Equal(got, []string{"apr-1:granted", "apr-1:cancelled"}) {
+		t.Errorf("sent %q", got)
+	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -131,22 +132,14 @@ func TestACachedTaskCostsNoRoundTrip(t *testing.T) {
 	s := redistest.Real(t)
 	r := replica(t, s, &gatewaytest.Facts{})
 	begin(t, r, "acme", "task-1")
-	reads := func() string {
-		for line := range strings.Lines(s.Do(t, "INFO", "commandstats").(string)) {
-			if strings.HasPrefix(line, "cmdstat_hmget:") {
-				return strings.Split(line, ",")[0]
-			}
-		}
-		return "none"
-	}
-	before := reads()
+	before := hmgets(t, s)
 	for range 1000 {
 		if _, err := r.Running(t.Context(), "acme", "task-1"); err != nil && !errors.Is(err, gateway.ErrStale) {
 			t.Fatal(err)
 		}
 	}
-	if after := reads(); before == "none" || after != before {
-		t.Errorf("1000 calls took the reads from %s to %s", before, after)
+	if after := hmgets(t, s); before < 0 || after != before {
+		t.Errorf("1000 calls took the reads from %d to %d", before, after)
 	}
 }
 
@@ -172,11 +165,7 @@ func TestOver(t *testing.T) {
 		if _, err := r.End(t.Context(), "acme", "task-1", "alice"); err != nil {
 			t.Fatal(err)
 		}
-		short := task("globex", "task-2")
-		short.Expires = time.Now().Add(30 * time.Millisecond)
-		if _, err := r.Start(t.Context(), short); err != nil {
-			t.Fatal(err)
-		}
+		expire(t, r, "globex", "task-2")
 		redistest.Await(t, "both are told twice", func() bool {
 			mu.Lock()
 			defer mu.Unlock()
@@ -193,11 +182,7 @@ func TestForgedFactsAreNotRecorded(t *testing.T) {
 	r := replica(t, s, facts)
 	s.Do(t, "XADD", "tb:{acme}:outbox:tasks", "*", "state", "expired", "id", "task-9", "task", `{"id":"task-9","tenant":"acme","state":"expired"}`)
 	s.Do(t, "XADD", "tb:{acme}:outbox:tasks", "*", "nonsense", "")
-	short := task("acme", "task-1")
-	short.Expires = time.Now().Add(30 * time.Millisecond)
-	if _, err := r.Start(t.Context(), short); err != nil {
-		t.Fatal(err)
-	}
+	expire(t, r, "acme", "task-1")
 	redistest.Await(t, "the real one is", func() bool { return len(facts.Of()) > 0 })
 	if got := facts.Of(); len(got) != 1 || got[0].Task.ID != "task-1" {
 		t.Errorf("recorded %v", got)
@@ -230,6 +215,53 @@ func TestLoadsRaceEnds(t *testing.T) {
 			}
 		}
 	}
+}
+
+// A read says that a task runs, and on its way here the task ends and is known to
+// have ended: the late reply must not bring it back.
+func TestALateReadBringsNothingBack(t *testing.T) {
+	redistest.Each(t, func(t *testing.T, start func(testing.TB) *redistest.Server) {
+		s := start(t)
+		a := replica(t, s, &gatewaytest.Facts{})
+		begin(t, a, "acme", "task-1")
+		late := make(chan struct{})
+		b := runs(t, s.OpenSlow(t, "hmget", late, "acme", "globex"), &gatewaytest.Facts{})
+		fresh(t, b)
+		ended := b.Ended("acme", "task-1")
+		asked := make(chan error, 1)
+		before := hmgets(t, s)
+		go func() { _, err := b.Running(context.WithoutCancel(t.Context()), "acme", "task-1"); asked <- err }()
+		if before >= 0 {
+			redistest.Await(t, "Redis has answered", func() bool { return hmgets(t, s) > before })
+		}
+		if _, err := a.End(t.Context(), "acme", "task-1", "alice"); err != nil {
+			t.Fatal(err)
+		}
+		<-ended
+		close(late)
+		if err := <-asked; err == nil {
+			t.Error("it runs")
+		}
+		for range 3 {
+			fresh(t, b)
+			if _, err := b.Running(t.Context(), "acme", "task-1"); err == nil {
+				t.Error("it runs again")
+			}
+		}
+	})
+}
+
+// hmgets counts the reads that Redis has answered, or is -1 where it does not say.
+func hmgets(t *testing.T, s *redistest.Server) int {
+	t.Helper()
+	stats, _ := s.Try("INFO", "commandstats")
+	for line := range strings.Lines(fmt.Sprint(stats)) {
+		if rest, ok := strings.CutPrefix(line, "cmdstat_hmget:calls="); ok {
+			n, _ := strconv.Atoi(strings.Split(rest, ",")[0])
+			return n
+		}
+	}
+	return -1
 }
 
 func TestTheScopeSurvives(t *testing.T) {
@@ -283,7 +315,35 @@ func begin(t *testing.T, r *tasks.Tasks, tenant, id string) gateway.Secret {
 	return token
 }
 
+// expire starts a task that is over soon, as soon as this machine can.
+func expire(t *testing.T, r *tasks.Tasks, tenant, id string) {
+	t.Helper()
+	for ttl := 50 * time.Millisecond; ; ttl *= 2 {
+		short := task(tenant, id)
+		short.Expires = time.Now().Add(ttl)
+		if _, err := r.Start(t.Context(), short); err == nil {
+			return
+		} else if !errors.Is(err, gateway.ErrNotNow) || ttl > time.Minute {
+			t.Fatal(err)
+		}
+	}
+}
+
 func fresh(t *testing.T, r *tasks.Tasks) {
 	t.Helper()
 	redistest.Await(t, "ended tasks are confirmed", r.Fresh)
+}
+
+// An expiry can only be trusted while our clock and Redis's agree.
+func TestClocksThatDisagreeAreStale(t *testing.T) {
+	s := redistest.Embedded(t)
+	r := replica(t, s, &gatewaytest.Facts{})
+	begin(t, r, "acme", "task-1")
+	for _, off := range []time.Duration{5 * time.Second, -10 * time.Second} {
+		s.Advance(off)
+		redistest.Await(t, "it cannot be confirmed", func() bool { return !r.Fresh() })
+		if _, err := r.Running(t.Context(), "acme", "task-1"); !errors.Is(err, gateway.ErrStale) {
+			t.Errorf("%v off: %v", off, err)
+		}
+	}
 }

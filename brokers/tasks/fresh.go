@@ -258,7 +258,7 @@ func (r *Tasks) confirm(ctx context.Context) (more bool, err error) {
 	for i, tail := range tails {
 		if len(tail) == 0 || tail[0].Entry != last[i] {
 			r.forget(tenants[i])
-			err = errors.Join(err, errors.New("Redis lost ended tasks; starting over"))
+			err = errors.Join(err, errors.New("ended tasks were lost in Redis; starting over"))
 			continue
 		}
 		for _, e := range tail[1:] {

@@ -245,14 +245,14 @@ func (s *Store) Due(ctx context.Context, k Key, n int) ([]string, error) {
 // Between returns up to n members of a sorted set whose score is a time in
 // milliseconds from since to until, oldest first; a zero time is no bound.
 func (s *Store) Between(ctx context.Context, k Key, since, until time.Time, n int) ([]string, error) {
-	by := &goredis.ZRangeBy{Min: "-inf", Max: "+inf", Count: int64(n)}
+	by := goredis.ZRangeArgs{Key: k.name, Start: "-inf", Stop: "+inf", ByScore: true, Count: int64(n)}
 	if !since.IsZero() {
-		by.Min = Millis(since)
+		by.Start = Millis(since)
 	}
 	if !until.IsZero() {
-		by.Max = Millis(until)
+		by.Stop = Millis(until)
 	}
-	ids, err := s.client.ZRangeByScore(ctx, k.name, by).Result()
+	ids, err := s.client.ZRangeArgs(ctx, by).Result()
 	if err != nil {
 		return nil, fmt.Errorf("redis: range: %w", err)
 	}
@@ -261,7 +261,7 @@ func (s *Store) Between(ctx context.Context, k Key, since, until time.Time, n in
 
 // Latest returns up to n members of a sorted set, the highest score first.
 func (s *Store) Latest(ctx context.Context, k Key, n int) ([]string, error) {
-	ids, err := s.client.ZRevRange(ctx, k.name, 0, int64(n)-1).Result()
+	ids, err := s.client.ZRangeArgs(ctx, goredis.ZRangeArgs{Key: k.name, Start: 0, Stop: n - 1, Rev: true}).Result()
 	if err != nil {
 		return nil, fmt.Errorf("redis: range: %w", err)
 	}

@@ -260,6 +260,27 @@ func TestOneThatFailsHoldsUpNobody(t *testing.T) {
 	})
 }
 
+func TestOneReplicaDrainsAtATime(t *testing.T) {
+	redistest.Each(t, func(t *testing.T, start func(testing.TB) *redistest.Server) {
+		srv := start(t)
+		a, b := srv.Open(t, "acme"), srv.Open(t, "acme")
+		if _, err := a.Run(t.Context(), add, []redis.Key{must(a.Outbox("test").Key("acme"))}, 1, ""); err != nil {
+			t.Fatal(err)
+		}
+		sent := 0
+		err := a.Outbox("test").Drain(t.Context(), "acme", func(ctx context.Context, _ redis.Entry) error {
+			sent++
+			return b.Outbox("test").Drain(ctx, "acme", func(context.Context, redis.Entry) error { sent++; return nil })
+		})
+		if err != nil || sent != 1 {
+			t.Errorf("sent %d times, %v", sent, err)
+		}
+		if left := srv.Keys(t, "tb:{acme}:outbox-lock:*"); len(left) != 0 {
+			t.Errorf("still held: %v", left)
+		}
+	})
+}
+
 func TestHintsReachOtherReplicas(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, start func(testing.TB) *redistest.Server) {
 		srv := start(t)

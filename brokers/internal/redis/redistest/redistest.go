@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -29,6 +30,7 @@ type Server struct {
 	now  time.Time // of a clock that was moved
 	dir  string
 	proc *exec.Cmd
+	life io.Closer
 	raw  *goredis.Client
 }
 
@@ -91,8 +93,14 @@ func (s *Server) Start(t testing.TB) {
 		return
 	}
 	_, port, _ := net.SplitHostPort(s.addr)
-	s.proc = exec.Command("redis-server", "--bind", "127.0.0.1", "--port", port, "--dir", s.dir,
+	// The shell kills the server when its input ends, that is also when this
+	// process dies without a cleanup.
+	s.proc = exec.Command("sh", "-c", `redis-server "$@" & read -r _; kill -9 $!; wait`, "sh", "--bind", "127.0.0.1", "--port", port, "--dir", s.dir,
 		"--save", "", "--appendonly", "yes", "--appendfsync", "always", "--loglevel", "warning")
+	var err error
+	if s.life, err = s.proc.StdinPipe(); err != nil {
+		t.Fatal(err)
+	}
 	if err := s.proc.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -110,7 +118,7 @@ func (s *Server) Stop(t testing.TB) {
 	case s.mini != nil:
 		s.mini.Close()
 	case s.proc != nil:
-		s.proc.Process.Kill()
+		s.life.Close()
 		s.proc.Wait()
 		s.proc = nil
 	}
@@ -119,8 +127,13 @@ func (s *Server) Stop(t testing.TB) {
 // Open opens a store on the server: one replica.
 func (s *Server) Open(t testing.TB, tenants ...string) *redis.Store {
 	t.Helper()
+	return open(t, s.addr, tenants)
+}
+
+func open(t testing.TB, addr string, tenants []string) *redis.Store {
+	t.Helper()
 	store, err := redis.Open(redis.Config{
-		URL:     gateway.NewSecret("redis://" + s.addr),
+		URL:     gateway.NewSecret("redis://" + addr),
 		Tenants: tenants,
 		SealKey: SealKey[:redis.SealKeySize],
 	})
@@ -135,11 +148,20 @@ func (s *Server) Open(t testing.TB, tenants ...string) *redis.Store {
 // reply.
 func (s *Server) Do(t testing.TB, args ...any) any {
 	t.Helper()
-	v, err := s.raw.Do(context.Background(), args...).Result()
-	if err != nil && !errors.Is(err, goredis.Nil) {
+	v, err := s.Try(args...)
+	if err != nil {
 		t.Fatalf("redis %v: %v", args[0], err)
 	}
 	return v
+}
+
+// Try is Do where the command may be refused.
+func (s *Server) Try(args ...any) (any, error) {
+	v, err := s.raw.Do(context.Background(), args...).Result()
+	if errors.Is(err, goredis.Nil) {
+		err = nil
+	}
+	return v, err
 }
 
 // Advance moves the clock of the embedded Redis, which stands still from the
