@@ -89,7 +89,7 @@ func TestTheDocsChecksWork(t *testing.T) {
 		return code
 	}
 	cfg := config(t)
-	cfg.SegmentBytes = 4096
+	cfg.SegmentBytes = 2048
 	closed(t, cfg, 10)
 	run := func(name string, args ...string) string {
 		if _, err := exec.LookPath(name); err != nil {

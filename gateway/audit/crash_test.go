@@ -204,7 +204,7 @@ func TestKill(t *testing.T) {
 	}
 	dir := t.TempDir()
 	acked := make(map[string]bool)
-	const rounds = 12
+	const rounds = 8
 	for round := range rounds {
 		cmd := exec.Command(os.Args[0])
 		cmd.Env = append(os.Environ(), "AUDIT_TEST_WRITER="+dir)
@@ -213,7 +213,7 @@ func TestKill(t *testing.T) {
 			t.Fatal(err)
 		}
 		lines := bufio.NewScanner(out)
-		quota := rand.IntN(300) // killed after so many acknowledgements, wherever it then is
+		quota := rand.IntN(150) // killed after so many acknowledgements, wherever it then is
 		for n := 0; n <= quota && lines.Scan(); n++ {
 			if strings.HasPrefix(lines.Text(), "error:") {
 				t.Fatalf("round %d: %s", round, lines.Text())
@@ -351,7 +351,7 @@ func TestTimeNeverRunsBackAndIDsRise(t *testing.T) {
 
 func TestSegments(t *testing.T) {
 	cfg := config(t)
-	cfg.SegmentBytes = 4096
+	cfg.SegmentBytes = 2048
 	closed(t, cfg, 40)
 	if segs := must(segments(cfg.Dir)); len(segs) < 5 {
 		t.Fatalf("%d segments", len(segs))

@@ -275,7 +275,7 @@ func TestWhatIsSignedMustStillBeALog(t *testing.T) {
 		{"another version", Malformed, edit(func(e *Event) { e.V = 2 })},
 		{"spaced", NotCanonical, bytes.Replace(lines[5], []byte(`,"id"`), []byte(`, "id"`), 1)},
 		{"out of order", NotCanonical, append([]byte(`{"z":1,`), lines[5][1:]...)},
-		{"with a name twice", Malformed, append([]byte(`{"args":1,`), lines[5][1:]...)},
+		{"with a name twice", Malformed, append([]byte(`{"call":1,`), lines[5][1:]...)},
 		{"a bare object", Malformed, []byte("{}\n")},
 		{"without prev", Changed, edit(func(e *Event) { e.Integrity.Prev = "" })},
 	} {
