@@ -72,6 +72,9 @@ func (g *Gateway) OpenSession(ctx context.Context, cred Credential, session stri
 	if err != nil {
 		return err
 	}
+	if err := g.limit(p); err != nil {
+		return err
+	}
 	if err := g.Sessions.Open(ctx, session, binding(p, cred)); err != nil {
 		return refuse(Internal, fmt.Errorf("open session: %w", err))
 	}

@@ -281,6 +281,9 @@ func (f Fact) event() audit.Event {
 	e := audit.Event{
 		Type: f.Type, Tenant: orUnknown(f.Tenant), Key: f.Key, Count: f.Count, Detail: f.Detail, Unbound: f.Unbound, Policy: f.Policy,
 	}
+	if !f.At.IsZero() {
+		e.At = stamp(f.At)
+	}
 	if f.Task != nil {
 		e.Task, e.Unbound = taskEvent(*f.Task), ""
 	} else if e.Unbound == "" {
