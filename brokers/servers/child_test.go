@@ -250,12 +250,12 @@ func TestHostileChildren(t *testing.T) {
 	s, _ := start(t, Config{Servers: []Server{c, self("other", "good")}})
 	r, err := act(t, s, "other", "pid")
 	other := said(t, r, err)
-	for _, bad := range []string{"exit", "rubbish", "strange id", "big", "flood"} {
+	for bad, want := range map[string]error{"exit": errChildEnded, "rubbish": gateway.ErrBadAnswer, "strange id": gateway.ErrBadAnswer, "big": gateway.ErrBadAnswer, "flood": gateway.ErrBadAnswer} {
 		t.Run(bad, func(t *testing.T) {
 			before := task(strings.ReplaceAll(bad, " ", "-"))
 			neighbour, err := act(t, s, "c", "pid")
 			pid := said(t, neighbour, err)
-			if _, err := act(t, s, "c", bad, before); err == nil || errors.Is(err, gateway.ErrNotSent) {
+			if _, err := act(t, s, "c", bad, before); !errors.Is(err, want) || errors.Is(err, gateway.ErrNotSent) {
 				t.Errorf("its call ended with %v", err)
 			}
 			if r, err := act(t, s, "c", "ok", before); said(t, r, err) != "ok" {

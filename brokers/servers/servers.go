@@ -70,7 +70,7 @@ type Server struct {
 	Meta        []string      // _meta keys of the agent's that are let through
 	Class       string        // of the credential it needs; empty when it needs none
 	TargetArg   string        // argument that names the object touched
-	Refresh     time.Duration // how often its tools are listed anyway; zero: 60 s, and 10 min for a child
+	Refresh     time.Duration // how often its tools are listed anyway; zero: 60 s, and 10 min for a child or where listing takes a credential
 }
 
 // Config is what [New] needs. Zero values are safe.
@@ -106,9 +106,9 @@ type Servers struct {
 	scratch  string    // folder for children that were given none; removed by Close
 	web      *http.Transport
 
-	mu       sync.Mutex // orders publications
-	withheld map[string]bool
-	view     atomic.Pointer[map[string]*catalogue]
+	mu   sync.Mutex      // orders publications
+	told map[string]bool // clashes of aliases that are on record
+	view atomic.Pointer[map[string]*catalogue]
 
 	ready    chan struct{}
 	stop     context.CancelFunc
@@ -152,7 +152,7 @@ func New(c Config) (*Servers, error) {
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
-	s := &Servers{config: c, log: c.Logger, pace: usualPace, servers: map[string]*server{}, withheld: map[string]bool{}, ready: make(chan struct{})}
+	s := &Servers{config: c, log: c.Logger, pace: usualPace, servers: map[string]*server{}, told: map[string]bool{}, ready: make(chan struct{})}
 	s.stopped, s.stop = context.WithCancel(context.Background())
 	s.pool = &pool{links: map[key]*pooled{}, ended: map[[2]string]time.Time{}, stale: 30 * time.Second, tidy: s.background}
 	s.view.Store(&map[string]*catalogue{})
@@ -201,6 +201,11 @@ func (s *Servers) prepare(conf Server) (*server, error) {
 	if len(conf.Tenants) == 0 {
 		srv.Tenants = s.config.Tenants
 	}
+	usual := time.Minute
+	if len(conf.Command) > 0 || conf.Class != "" && s.config.Discovery != nil {
+		usual = 10 * time.Minute // a listing costs a process, or a credential's whole life on record
+	}
+	srv.Refresh = cmp.Or(conf.Refresh, usual)
 	// Ids of two replicas should not meet at a server that mixes up its callers.
 	srv.ids.Store(mrand.Int64N(1 << 40))
 
@@ -246,7 +251,6 @@ func (srv *server) prepareURL() error {
 	}
 	srv.kind = overHTTP
 	srv.addr = (&url.URL{Scheme: u.Scheme, Host: u.Host, Path: u.Path}).String()
-	srv.Refresh = cmp.Or(srv.Refresh, time.Minute)
 	return nil
 }
 
@@ -265,7 +269,6 @@ func (s *Servers) prepareCommand(srv *server) error {
 	}
 	srv.argv = append([]string{path}, srv.Command[1:]...)
 	srv.kind, srv.addr = stdio, path
-	srv.Refresh = cmp.Or(srv.Refresh, 10*time.Minute)
 	if s.launcher == nil {
 		s.launcher = newLauncher()
 	}
@@ -389,6 +392,20 @@ func (s *Servers) Resolve(tenant, alias string) (gateway.Tool, bool) {
 
 // publish takes a feed's new listing into its tenants' catalogues.
 func (s *Servers) publish(f *feed, found *listing) {
+	for _, c := range s.swap(f, found) {
+		s.log.Warn("tool withheld: another has the same alias", "tenant", c.tenant, "server", c.tool.Server, "tool", c.tool.Name)
+		s.record(c.tenant, gateway.Fact{Type: audit.ToolsChanged, Tool: &c.tool, Detail: "withheld: another tool has the same alias"})
+	}
+}
+
+// A clash is a tool that a tenant does not see because of another's alias.
+type clash struct {
+	tenant string
+	tool   gateway.Tool
+}
+
+// swap puts new catalogues in place and returns the clashes not told before.
+func (s *Servers) swap(f *feed, found *listing) (fresh []clash) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	f.current = found
@@ -403,14 +420,14 @@ func (s *Servers) publish(f *feed, found *listing) {
 		c, withheld := merge(listings)
 		view[tenant] = c
 		for _, t := range withheld {
-			if id := tenant + " " + t.ID(); !s.withheld[id] && len(s.withheld) < maxTools {
-				s.withheld[id] = true
-				s.log.Warn("tool withheld: another has the same alias", "tenant", tenant, "server", t.Server, "tool", t.Name)
-				s.record(tenant, gateway.Fact{Type: audit.ToolsChanged, Tool: &t, Detail: "withheld: another tool has the same alias"})
+			if id := tenant + " " + t.ID(); !s.told[id] && len(s.told) < maxTools {
+				s.told[id] = true
+				fresh = append(fresh, clash{tenant, t})
 			}
 		}
 	}
 	s.view.Store(&view)
+	return fresh
 }
 
 func (s *Servers) record(tenant string, facts ...gateway.Fact) {

@@ -236,6 +236,8 @@ func FuzzMembers(f *testing.F) {
 
 func FuzzEvents(f *testing.F) {
 	f.Add([]byte("data: a\ndata: b\n\n: c\n\ndata\n\n"), int64(10))
+	f.Add([]byte("data: 12345678901\n\n"), int64(10))
+	f.Add([]byte("data: 123456\ndata: 123456\n\n"), int64(10))
 	f.Fuzz(func(t *testing.T, in []byte, limit int64) {
 		if limit < 1 || limit > 1<<20 {
 			return
