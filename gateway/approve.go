@@ -67,12 +67,20 @@ func (g *Gateway) requestApproval(ctx context.Context, c *life) (ApprovalRequest
 		return ApprovalRequest{}, refuse(Internal, err)
 	}
 	r, fresh, err := g.Approvals.Request(ctx, want)
-	if err != nil {
+	switch {
+	case errors.Is(err, ErrNotNow):
+		return ApprovalRequest{}, refuse(NoTask, errTaskEnded)
+	case errors.Is(err, ErrTooMany):
+		return ApprovalRequest{}, refuse(TooMany, err).say("too many requests of this task wait for a human already")
+	case err != nil:
 		return ApprovalRequest{}, refuse(Internal, fmt.Errorf("request approval: %w", err))
 	}
 	c.Request = &r
-	if fresh {
+	// Said again for a request that is still open: whoever made it may have died
+	// before it was on record. The key makes it one event.
+	if fresh || r.State == ApprovalPending {
 		f := c.fact(audit.ApprovalRequested)
+		f.Key = r.ID + ":requested"
 		if err := g.Recorder.Durable(ctx, f); err != nil {
 			return ApprovalRequest{}, refuse(Internal, fmt.Errorf("record: %w", err))
 		}
