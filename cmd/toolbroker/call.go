@@ -220,10 +220,26 @@ func printResult(cmd *cobra.Command, r *mcp.CallToolResult, asJSON bool) error {
 	return nil
 }
 
-// plain says what the gateway said, without the client library's frames around it.
+// plain says what the gateway said, without the client library's frames around
+// it; where nothing was said, what went wrong on the way.
 func plain(err error) error {
-	if rpc, ok := errors.AsType[*jsonrpc.Error](err); ok {
+	if rpc, ok := errors.AsType[*jsonrpc.Error](err); ok && rpc.Code != rejected {
 		return errors.New(rpc.Message)
 	}
-	return err
+	text := err.Error()
+	if i := strings.LastIndex(text, frame); i >= 0 {
+		text = text[i+len(frame):]
+	}
+	switch text {
+	case "Unauthorized":
+		text = "the gateway does not know this token"
+	case "Not Found":
+		text = "there is no MCP at this address; it ends in /mcp"
+	}
+	return errors.New(text)
 }
+
+const (
+	rejected = -32005 // the library's own code, for a message that did not get through
+	frame    = `": `  // ends each of the library's frames
+)
