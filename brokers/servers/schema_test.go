@@ -2,6 +2,8 @@ package servers
 
 import (
 	"encoding/json"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 )
@@ -58,6 +60,18 @@ func TestSchemasOfOtherDrafts(t *testing.T) {
 		}
 		if check(json.RawMessage(`{"a":1}`)) != nil || check(json.RawMessage(`{"a":"x"}`)) == nil {
 			t.Errorf("%s does not check", schema)
+		}
+	}
+}
+
+func TestNothingIsFetched(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "schema.json") // a good one, if it were read
+	if err := os.WriteFile(file, []byte(`{"type":"object"}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, ref := range []string{"file://" + file, file} {
+		if _, err := compile(json.RawMessage(`{"$ref":"` + ref + `"}`)); err == nil {
+			t.Errorf("%s was read", ref)
 		}
 	}
 }

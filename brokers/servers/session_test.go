@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -333,6 +334,57 @@ notifications/progress {"progressToken":"call-1","progress":4,"_meta":{"k":2}}` 
 		if _, err := forwardTo(t, s, "x__act", `{}`, quiet); err != nil || len(quiet.heard) > 0 {
 			t.Errorf("%v, heard %q", err, quiet.heard)
 		}
+	}
+}
+
+// Which era a server is spoken to in, by what it says and what is pinned.
+func TestEras(t *testing.T) {
+	type answers map[string]string // method: result, or HTTP status
+	legacy := `{"protocolVersion":"2025-03-26","capabilities":{}}`
+	for name, c := range map[string]struct {
+		says answers
+		pin  Protocol
+		want era // unknownEra: none
+	}{
+		"modern":                    {answers{"server/discover": `{"supportedVersions":["2027-01-01","2026-07-28"]}`}, Auto, modernEra},
+		"modern, pinned legacy":     {answers{"server/discover": `{"supportedVersions":["2026-07-28"]}`, "initialize": legacy}, Legacy, legacyEra},
+		"an empty answer":           {answers{"server/discover": `{}`, "initialize": legacy}, Auto, legacyEra},
+		"other versions":            {answers{"server/discover": `{"supportedVersions":["2025-11-25"]}`, "initialize": legacy}, Auto, legacyEra},
+		"in other letters":          {answers{"server/discover": `{"SupportedVersions":["2026-07-28"]}`, "initialize": legacy}, Auto, legacyEra},
+		"400":                       {answers{"server/discover": "400", "initialize": legacy}, Auto, legacyEra},
+		"404":                       {answers{"server/discover": "404", "initialize": legacy}, Auto, legacyEra},
+		"500":                       {answers{"server/discover": "500", "initialize": legacy}, Auto, legacyEra},
+		"401":                       {answers{"server/discover": "401", "initialize": legacy}, Auto, unknownEra},
+		"legacy, pinned modern":     {answers{"server/discover": "400", "initialize": legacy}, Modern, unknownEra},
+		"a version of the future":   {answers{"server/discover": "400", "initialize": `{"protocolVersion":"2027-01-01","capabilities":{}}`}, Auto, unknownEra},
+		"modern by initialize":      {answers{"server/discover": "400", "initialize": `{"protocolVersion":"2026-07-28","capabilities":{}}`}, Auto, unknownEra},
+		"no version":                {answers{"server/discover": "400", "initialize": `{"capabilities":{}}`}, Auto, unknownEra},
+		"a session id without end":  {answers{"server/discover": "400", "initialize": legacy, "session": strings.Repeat("s", 2000)}, Auto, unknownEra},
+		"a session id that is none": {answers{"server/discover": "400", "initialize": legacy, "session": ""}, Auto, legacyEra},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := &fake{before: func(w http.ResponseWriter, r *http.Request, m fakeMessage) bool {
+				a := c.says[m.Method]
+				if code, err := strconv.Atoi(a); err == nil {
+					w.WriteHeader(code)
+				} else if a != "" {
+					w.Header().Set("Mcp-Session-Id", c.says["session"])
+					says(contentJSON, `{"jsonrpc":"2.0","id":ID,"result":`+a+`}`)(w, r, m)
+				}
+				return a != ""
+			}}
+			s, d := start(t, Config{Servers: []Server{{Name: "x", URL: f.serve(t), Protocol: c.pin}}})
+			if c.want == unknownEra {
+				d.await(t, "server.down", "x", 1)
+				return
+			}
+			if _, err := forward(t, s, "x__act", `{}`); err != nil {
+				t.Error(err)
+			}
+			if got := era(s.servers["x"].era.Load()); got != c.want {
+				t.Errorf("it is spoken to in era %d", got)
+			}
+		})
 	}
 }
 
