@@ -118,7 +118,7 @@ func (g *Gateway) running(ctx context.Context, p Principal, cred Credential) (Ta
 	t, err := g.Tasks.Running(ctx, p.Tenant, id)
 	switch {
 	case errors.Is(err, ErrStale):
-		return Task{}, refuse(Internal, err)
+		return Task{}, refuse(Internal, err).say("it cannot be confirmed right now that the task is still running, so nothing was done; try again in a moment")
 	case err != nil:
 		return Task{}, refuse(NoTask, err)
 	case t.Tenant != p.Tenant, t.Principal != p.ID:
@@ -159,11 +159,15 @@ var errTaskEnded = fmt.Errorf("%w: it ended while the call was under way", ErrNo
 
 // Tools lists what the task may be granted, sorted by alias.
 func (g *Gateway) Tools(ctx context.Context, cred Credential, ref CallRef) ([]Tool, error) {
-	p, t, err := g.Admit(ctx, cred)
+	p, err := g.Identify(ctx, cred)
 	if err != nil {
 		return nil, err
 	}
 	if err := g.limit(p); err != nil {
+		return nil, err
+	}
+	t, err := g.running(ctx, p, cred)
+	if err != nil {
 		return nil, err
 	}
 	all := g.Servers.Tools(p.Tenant)

@@ -94,12 +94,12 @@ func (g *Gateway) waitForHumans(ctx context.Context, c *life, r ApprovalRequest)
 	const notice = 5 * time.Second
 	wait, cancel := context.WithTimeout(ctx, g.Hold)
 	defer cancel()
-	if c.Stream != nil {
+	if id := r.ID; c.Stream != nil {
 		go func() {
 			tick := time.NewTicker(notice)
 			defer tick.Stop()
 			for n := 1; ; n++ {
-				say := fmt.Sprintf(`{"progress":%d,"message":"Waiting for human approval (%s)"}`, n, r.ID)
+				say := fmt.Sprintf(`{"progress":%d,"message":"Waiting for human approval (%s)"}`, n, id)
 				if c.Stream.Notify(wait, "notifications/progress", []byte(say)) != nil {
 					return
 				}

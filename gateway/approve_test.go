@@ -62,6 +62,9 @@ func TestApproved(t *testing.T) {
 	if string(r.Args) != `{"path":"x"}` {
 		t.Errorf("the operator is shown %s", r.Args)
 	}
+	for !strings.Contains(h.Events(), "approval.requested") { // an operator is not that quick
+		time.Sleep(time.Millisecond)
+	}
 	if _, err := vote(t, h, "bob", r, true); err != nil {
 		t.Fatal(err)
 	}
@@ -270,6 +273,53 @@ func TestChangedToolNeedsANewApproval(t *testing.T) {
 	}
 	if len(h.Servers.Sent()) != 0 {
 		t.Error("sent")
+	}
+}
+
+// A store that forgets that a grant was used brings it back to nobody.
+func TestForgottenUse(t *testing.T) {
+	h := gatewaytest.New(t)
+	_, _ = h.Call(t.Context(), "files__write", `{}`)
+	r := asked(t, h, "acme")
+	if _, err := vote(t, h, "bob", r, true); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := h.Call(t.Context(), "files__write", `{}`); err != nil {
+		t.Fatal(err)
+	}
+	h.Approvals.Forget(r.ID)
+	if _, err := h.Call(t.Context(), "files__write", `{}`); gateway.CodeOf(err) != gateway.Internal {
+		t.Errorf("again: %v", err)
+	}
+	// Nor after a restart, which reads what was used from the log.
+	h2 := gatewaytest.New(t, func(c *gateway.Config) { c.Used = map[string]time.Time{r.ID: r.Expires} })
+	_, _ = h2.Call(t.Context(), "files__write", `{}`)
+	r2 := asked(t, h2, "acme")
+	h2.Approvals.Rename(r2.ID, r.ID)
+	if _, err := vote(t, h2, "bob", asked(t, h2, "acme"), true); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := h2.Call(t.Context(), "files__write", `{}`); gateway.CodeOf(err) != gateway.Internal {
+		t.Errorf("after a restart: %v", err)
+	}
+	if a, b := len(h.Servers.Sent()), len(h2.Servers.Sent()); a != 1 || b != 0 {
+		t.Errorf("one approval ran %d and %d times", a, b)
+	}
+}
+
+// The human behind a credential is behind what it starts: it cannot name
+// another and so choose who may approve.
+func TestHumanBehindAStart(t *testing.T) {
+	h := gatewaytest.New(t)
+	cred := gateway.Credential{Bearer: gateway.NewSecret("key-for-alice")}
+	if _, _, err := h.StartTask(t.Context(), cred, gateway.TaskSpec{Kind: "work", OnBehalfOf: "nobody@acme"}); gateway.CodeOf(err) != gateway.BadArguments {
+		t.Errorf("another human: %v", err)
+	}
+	for _, spec := range []gateway.TaskSpec{{Kind: "work"}, {Kind: "work", Principal: "agent:other"}, {Kind: "work", OnBehalfOf: "alice@acme"}} {
+		task, _, err := h.StartTask(t.Context(), cred, spec)
+		if err != nil || task.OnBehalfOf != "alice@acme" {
+			t.Errorf("%+v: for %q, %v", spec, task.OnBehalfOf, err)
+		}
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -17,15 +18,13 @@ import (
 // what is decided on, shown, hashed and sent; nothing re-encodes it.
 type arguments struct {
 	raw         json.RawMessage
-	meta        json.RawMessage // the _meta keys the server's config names, or nil
+	meta        json.RawMessage // the _meta keys the server's config names, or nil; decided on, bound and shown
+	trace       trace           // passed on, and bound to nothing: it differs from repeat to repeat
 	rawDigest   string
 	canonDigest string
 	target      string // the object touched, where the server's config names its argument
 	undeclared  string // a property the schema does not declare, or empty
 }
-
-// bound is the part of _meta that a decision is bound to, beside the arguments.
-func (a arguments) bound() json.RawMessage { return a.meta }
 
 const maxDepth = 64
 
@@ -59,11 +58,11 @@ func readArguments(in Call, t Tool, shapeOf func(Tool) *shape) (arguments, error
 	if err := canon.Canonicalize(); err != nil {
 		return arguments{}, badArguments("arguments cannot be read: not JSON")
 	}
-	meta, err := allowedMeta(in.Meta, t.Meta)
+	meta, trace, err := readMeta(in.Meta, t.Meta)
 	if err != nil {
 		return arguments{}, err
 	}
-	return arguments{raw: raw, meta: meta, rawDigest: sha(raw), canonDigest: sha(canon), undeclared: r.undeclared, target: target(raw, t.Target)}, nil
+	return arguments{raw: raw, meta: meta, trace: trace, rawDigest: sha(raw), canonDigest: sha(canon), undeclared: r.undeclared, target: target(raw, t.Target)}, nil
 }
 
 // target is the value of the top-level argument that says what is touched. An
@@ -232,40 +231,90 @@ func decimalOf(s string) (d decimal, ok bool) {
 	return d, true
 }
 
-// allowedMeta keeps the agent's _meta keys that the server's config names, and
+// A trace is where a call stands in a distributed trace (W3C Trace Context, as
+// MCP carries it in _meta).
+type trace struct{ parent, state string }
+
+var (
+	traceParent = regexp.MustCompile(`^[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}$`)
+	traceState  = regexp.MustCompile(`^[ -~]{1,512}$`)
+)
+
+// id is the trace's id, or empty.
+func (t trace) id() string {
+	if m := traceParent.FindStringSubmatch(t.parent); m != nil {
+		return m[1]
+	}
+	return ""
+}
+
+// readMeta keeps the agent's _meta keys that the server's config names, and
 // trace context; the progress token is the edge's. Nothing of ours passes: we
 // say such things ourselves.
-func allowedMeta(meta json.RawMessage, allowed []string) (json.RawMessage, error) {
+func readMeta(meta json.RawMessage, allowed []string) (json.RawMessage, trace, error) {
+	var t trace
 	if len(meta) == 0 {
-		return nil, nil
+		return nil, t, nil
 	}
 	var all map[string]json.RawMessage
 	if err := json.Unmarshal(meta, &all); err != nil {
-		return nil, badArguments("_meta must be a JSON object")
+		return nil, t, badArguments("_meta must be a JSON object")
+	}
+	var parent, state string
+	if json.Unmarshal(all["traceparent"], &parent) == nil && traceParent.MatchString(parent) {
+		t.parent = parent
+		if json.Unmarshal(all["tracestate"], &state) == nil && traceState.MatchString(state) {
+			t.state = state
+		}
 	}
 	kept := map[string]json.RawMessage{}
 	for k, v := range all {
 		if slices.Contains(allowed, k) && !strings.HasPrefix(k, "io.toolbroker/") {
 			if err := (&reader{dec: jsontext.NewDecoder(bytes.NewReader(v))}).value(nil, 0); err != nil {
-				return nil, err
+				return nil, t, err
 			}
 			kept[k] = v
 		}
 	}
 	if len(kept) == 0 {
-		return nil, nil
+		return nil, t, nil
 	}
-	return json.Marshal(kept)
+	out, err := json.Marshal(kept)
+	return out, t, err
+}
+
+// outgoing is the _meta that goes to the server: what is bound, and the trace.
+func (a arguments) outgoing() json.RawMessage {
+	if a.trace.parent == "" {
+		return a.meta
+	}
+	all := map[string]json.RawMessage{}
+	_ = json.Unmarshal(a.meta, &all) // made by readMeta, or nil
+	for k, v := range map[string]string{"traceparent": a.trace.parent, "tracestate": a.trace.state} {
+		if _, named := all[k]; v != "" && !named {
+			all[k], _ = json.Marshal(v)
+		}
+	}
+	out, err := json.Marshal(all)
+	if err != nil {
+		return a.meta
+	}
+	return out
 }
 
 // A shape is which properties a schema declares, and where. A nil shape
 // declares nothing.
 type shape struct {
-	props  map[string]*shape
-	lower  map[string]string // folded name to declared name
-	others *shape            // of properties the schema lets through by a pattern or a schema of their own
-	open   bool              // such properties count as declared
-	items  *shape
+	props    map[string]*shape
+	lower    map[string]string // folded name to declared name
+	patterns []pattern         // names that the schema declares by a pattern
+	others   *shape            // of every other name, where the schema says this object is a map; never at the top
+	items    *shape
+}
+
+type pattern struct {
+	name *regexp.Regexp
+	of   *shape
 }
 
 func (s *shape) property(name string) (*shape, bool) {
@@ -275,7 +324,12 @@ func (s *shape) property(name string) (*shape, bool) {
 	if child, ok := s.props[name]; ok {
 		return child, true
 	}
-	return s.others, s.open
+	for _, p := range s.patterns {
+		if p.name.MatchString(name) {
+			return p.of, true
+		}
+	}
+	return s.others, s.others != nil
 }
 
 func (s *shape) folded(low string) (string, bool) {
@@ -343,11 +397,14 @@ func (s *shape) add(root, node any, depth int) {
 		s.props[name] = readShape(root, sub, depth+1)
 		s.lower[fold(name)] = name
 	}
-	if patterns, ok := m["patternProperties"].(map[string]any); ok && len(patterns) > 0 {
-		s.open = true
+	patterns, _ := m["patternProperties"].(map[string]any)
+	for text, sub := range patterns {
+		if name, err := regexp.Compile(text); err == nil { // one we cannot read declares nothing
+			s.patterns = append(s.patterns, pattern{name, readShape(root, sub, depth+1)})
+		}
 	}
-	if extra, ok := m["additionalProperties"].(map[string]any); ok {
-		s.open, s.others = true, readShape(root, extra, depth+1)
+	if extra, ok := m["additionalProperties"].(map[string]any); ok && depth > 0 {
+		s.others = readShape(root, extra, depth+1)
 	}
 	if items, ok := m["items"].(map[string]any); ok {
 		if s.items == nil {
@@ -359,6 +416,9 @@ func (s *shape) add(root, node any, depth int) {
 
 // pointer follows a local reference such as "#/$defs/name".
 func pointer(root any, ref string) any {
+	if ref == "#" {
+		return root
+	}
 	path, ok := strings.CutPrefix(ref, "#/")
 	if !ok {
 		return nil

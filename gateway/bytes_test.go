@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"html"
 	"log/slog"
 	"net/url"
 	"strings"
@@ -184,6 +185,113 @@ type frames struct{ all []json.RawMessage }
 func (f *frames) Notify(_ context.Context, _ string, params json.RawMessage) error {
 	f.all = append(f.all, params)
 	return nil
+}
+
+// One encoding inside another hides nothing; the string that holds it goes whole.
+func TestSecretInOtherClothes(t *testing.T) {
+	const secret = `pa&ss<w>or'd"/\(x)`
+	percent := func(keep, digits string) string {
+		var b strings.Builder
+		for _, c := range []byte(secret) {
+			if strings.IndexByte(keep, c) >= 0 || c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' {
+				b.WriteByte(c)
+			} else {
+				fmt.Fprintf(&b, "%%"+digits, c)
+			}
+		}
+		return b.String()
+	}
+	plain, _ := json.Marshal(map[string]string{"password": secret})
+	var unescaped bytes.Buffer
+	enc := json.NewEncoder(&unescaped)
+	enc.SetEscapeHTML(false)
+	_ = enc.Encode(map[string]string{"password": secret})
+	twice, _ := json.Marshal(map[string]string{"inner": string(plain)})
+	for name, form := range map[string]string{
+		"encodeURIComponent":      percent("-_.!~*'()", "%02X"),
+		"Python's quote":          percent("-_.~/", "%02X"),
+		"lower-case percent":      percent("-_.~", "%02x"),
+		"HTML":                    html.EscapeString(secret),
+		"HTML, by number":         strings.NewReplacer("&", "&#38;", "<", "&#x3c;", "'", "&#39;", `"`, "&#34;").Replace(secret),
+		"JSON in text, by Go":     string(plain),
+		"JSON in text, by others": unescaped.String(),
+		"JSON in JSON in text":    string(twice),
+		"percent of HTML":         url.QueryEscape(html.EscapeString(secret)),
+	} {
+		text, _ := json.Marshal("before " + form + " after")
+		out, err := gateway.BlankOut([]byte(`{"content":[{"type":"text","text":`+string(text)+`},{"type":"text","text":"100% & more"}]}`), secret)
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		if !bytes.Contains(out, []byte(gateway.Blank)) || bytes.Contains(out, []byte("ss")) && bytes.Contains(out, []byte("or")) && bytes.Contains(out, []byte("pa")) {
+			t.Errorf("%s: %s", name, out)
+		}
+		if !bytes.Contains(out, []byte("100% & more")) {
+			t.Errorf("%s: too much is gone: %s", name, out)
+		}
+	}
+}
+
+// A server that has learnt another's credential cannot hand it on while that
+// lives, in a result or in progress.
+func TestAnotherLeasesSecret(t *testing.T) {
+	h := gatewaytest.New(t)
+	h.Leases.Secret = "first-secret-value"
+	var inner gateway.Result
+	h.Servers.Answer = func(ctx context.Context, f gateway.Forward, _ gateway.Stream) (gateway.Result, error) {
+		if f.Tool.Name == "slow" {
+			h.Leases.Secret = "second-secret-value"
+			var err error
+			if inner, err = h.Call(ctx, "files__read", `{}`); err != nil {
+				t.Error(err)
+			}
+		}
+		return gateway.Result{Raw: json.RawMessage(`{"content":[{"type":"text","text":"first-secret-value second-secret-value"}]}`)}, nil
+	}
+	if _, err := h.Call(t.Context(), "files__slow", `{}`); err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(string(inner.Raw), "secret-value") {
+		t.Errorf("the agent reads %s", inner.Raw)
+	}
+}
+
+// Only what a schema declares is declared.
+func TestDeclared(t *testing.T) {
+	for _, row := range []struct{ schema, args, want string }{
+		{`{"properties":{"a":{}}}`, `{"a":1}`, ""},
+		{`{"properties":{"a":{}}}`, `{"a":1,"b":2}`, "b"},
+		{`{"properties":{"a":{}},"patternProperties":{"^x-":{}}}`, `{"a":1,"x-b":2}`, ""},
+		{`{"properties":{"a":{}},"patternProperties":{"^x-":{}}}`, `{"a":1,"force":true}`, "force"},
+		{`{"properties":{"a":{}},"patternProperties":{"(?=x)":{}}}`, `{"a":1,"x":true}`, "x"},
+		{`{"properties":{"a":{}},"additionalProperties":{"type":"string"}}`, `{"b":"x"}`, "b"},
+		{`{"properties":{"labels":{"additionalProperties":{"type":"string"}}}}`, `{"labels":{"any":"x"}}`, ""},
+		{`{"properties":{"o":{"properties":{"a":{}}}}}`, `{"o":{"b":1}}`, "b"},
+		{`{"properties":{"l":{"items":{"properties":{"a":{}}}}}}`, `{"l":[{"a":1},{"b":1}]}`, "b"},
+		{`{"allOf":[{"properties":{"a":{}}},{"$ref":"#/$defs/x"}],"$defs":{"x":{"properties":{"b":{}}}}}`, `{"a":1,"b":2,"c":3}`, "c"},
+		{`{"properties":{"t":{"$ref":"#"}}}`, `{"t":{"t":{"u":1}}}`, "u"},
+		{`{}`, `{"a":1}`, "a"},
+	} {
+		if got, err := gateway.Undeclared(row.schema, row.args); err != nil || got != row.want {
+			t.Errorf("%s with %s: %q %v, want %q", row.schema, row.args, got, err, row.want)
+		}
+	}
+}
+
+// Trace context passes, and stands on record; nothing else of _meta does.
+func TestTraceContext(t *testing.T) {
+	h := gatewaytest.New(t)
+	c := gatewaytest.Call("a", "files__read", `{}`)
+	c.Meta = json.RawMessage(`{"traceparent":"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01","tracestate":"a=b","io.toolbroker/x":1,"other":2}`)
+	if _, err := h.Handle(t.Context(), c, nil); err != nil {
+		t.Fatal(err)
+	}
+	if got := string(h.Servers.Sent()[0].Meta); got != `{"traceparent":"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01","tracestate":"a=b"}` {
+		t.Errorf("sent %s", got)
+	}
+	if e := h.Lines()[0]; e.Call.TraceID != "0af7651916cd43dd8448eb211c80319c" {
+		t.Errorf("on record: %+v", e.Call)
+	}
 }
 
 // A secret that stands as a number cannot be blanked; the answer is withheld.

@@ -46,10 +46,10 @@ func (g *Gateway) carry(ctx context.Context, c *life) (_ Result, err error) {
 	if c.Principal, err = g.Identify(ctx, c.Credential); err != nil {
 		return Result{}, err
 	}
-	if c.Task, err = g.running(ctx, c.Principal, c.Credential); err != nil {
+	if err = g.limit(c.Principal); err != nil {
 		return Result{}, err
 	}
-	if err = g.limit(c.Principal); err != nil {
+	if c.Task, err = g.running(ctx, c.Principal, c.Credential); err != nil {
 		return Result{}, err
 	}
 	ctx, stop := g.untilEnded(ctx, c.Task)
@@ -88,6 +88,7 @@ func (g *Gateway) carry(ctx context.Context, c *life) (_ Result, err error) {
 	if c.Lease, err = g.Leases.Lease(ctx, c.Principal.Tenant, c.Task.ID, c.ID, c.Tool.Server); err != nil {
 		return Result{}, refuse(NoCredential, err)
 	}
+	g.guard(c.Lease, c.Task)
 	// A queue for a lease can take seconds.
 	if err = g.stillStands(ctx, c); err != nil {
 		return Result{}, err
@@ -154,16 +155,15 @@ func (g *Gateway) stillStands(ctx context.Context, c *life) error {
 // forward sends what was decided and records what came of it before the agent
 // reads it.
 func (g *Gateway) forward(ctx context.Context, c *life) (Result, error) {
-	m := newMesh(c.Lease.Secrets())
 	c.Sent = g.now()
 	result, err := g.Servers.Forward(ctx, Forward{
-		CallID: c.ID, Tool: c.Tool, Args: c.Args.raw, Meta: c.Args.meta, Progress: c.Stream != nil,
+		CallID: c.ID, Tool: c.Tool, Args: c.Args.raw, Meta: c.Args.outgoing(), Progress: c.Stream != nil,
 		Principal: c.Principal, Task: c.Task, Session: c.Credential.Session, Lease: c.Lease,
-	}, meshStream{c.Stream, m})
+	}, meshStream{c.Stream, g.mesh})
 	if err != nil {
 		return Result{}, g.recordFailure(ctx, c, err)
 	}
-	result, blanked, err := m.result(result)
+	result, blanked, err := g.mesh.result(result)
 	if err != nil {
 		return Result{}, g.recordFailure(ctx, c, err)
 	}
@@ -188,6 +188,7 @@ func (g *Gateway) giveBack(ctx context.Context, c *life) {
 		}
 	}
 	if c.Lease.PerCall {
+		defer g.unguard(c.Lease)
 		if err := g.Leases.GiveBack(ctx, c.Lease); err != nil {
 			g.Logger.Error("lease not given back; the ledger will end it", "lease", c.Lease.ID, "call", c.ID, "err", err)
 		}
@@ -213,6 +214,8 @@ func (g *Gateway) refused(ctx context.Context, c *life, err error) *Refusal {
 		return r // tool.call.held and approval.requested said it
 	case ctx.Err() != nil && c.Sent.IsZero():
 		r.Code, f.Type = Cancelled, audit.CallCancelled
+	case r.Code == Internal && errors.Is(err, errTaskEnded): // whatever was waiting when it did
+		r.Code, r.Say = NoTask, words[NoTask]
 	}
 	f.Code, f.Detail = r.Code, r.detail()
 	if rerr := g.Recorder.Record(context.WithoutCancel(ctx), f); rerr != nil {

@@ -216,6 +216,55 @@ func TestRateLimit(t *testing.T) {
 	}
 }
 
+// What an identified caller can cause without end is limited like its calls,
+// and what cannot be read is counted.
+func TestRefusalsAreLimitedToo(t *testing.T) {
+	now := time.Unix(1_800_000_000, 0)
+	h := gatewaytest.New(t, func(c *gateway.Config) { c.CallsPerSecond, c.Now = 2, func() time.Time { return now } })
+	h.Tasks.End(t.Context(), "acme", "task-a", "x")
+	for range 100 {
+		_, _ = h.Call(t.Context(), "files__read", `{}`)
+		h.Malformed(t.Context(), gateway.Credential{Bearer: gateway.NewSecret("a")})
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := h.Run(ctx); err != nil {
+		t.Fatal(err)
+	}
+	counts := map[audit.Type]int64{}
+	for _, e := range h.Lines() {
+		counts[e.Type] += max(1, e.Count)
+	}
+	if counts[audit.CallDenied] != 4 || counts[audit.RateLimited] != 96 || counts[audit.RequestRejected] != 100 {
+		t.Errorf("%v", counts)
+	}
+}
+
+// A tenant's day is its own.
+func TestTenantDay(t *testing.T) {
+	now := time.Unix(1_800_000_000, 0)
+	h := gatewaytest.New(t, func(c *gateway.Config) { c.TenantDay, c.Now = 3, func() time.Time { return now } })
+	call := func(bearer string) gateway.Code {
+		_, err := h.Handle(t.Context(), gatewaytest.Call(bearer, "files__read", `{}`), nil)
+		if err == nil {
+			return ""
+		}
+		return gateway.CodeOf(err)
+	}
+	for i, want := range []gateway.Code{"", "", "", gateway.TooMany} {
+		if got := call("a"); got != want {
+			t.Errorf("call %d: %q", i, got)
+		}
+	}
+	if got := call("b"); got != "" {
+		t.Errorf("the neighbour: %q", got)
+	}
+	now = now.Add(24 * time.Hour)
+	if got := call("a"); got == gateway.TooMany {
+		t.Error("the next day is still over")
+	}
+}
+
 // A list shows what could be granted, and nothing of a neighbour's.
 func TestList(t *testing.T) {
 	h := gatewaytest.New(t)

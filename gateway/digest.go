@@ -44,7 +44,7 @@ func (g *Gateway) newRequest(c *life) (ApprovalRequest, error) {
 		Principal: p.ID, OnBehalfOf: p.OnBehalfOf, Owner: p.Owner, Chain: p.Chain,
 		TaskID: t.ID, TaskKind: t.Kind, TaskOwner: t.Owner, TaskFor: t.OnBehalfOf, StartedBy: t.StartedBy, Purpose: t.Purpose,
 		Server: c.Tool.Server, Tool: c.Tool.Name, Alias: c.Tool.Alias, Definition: c.Tool.Hash,
-		Args: c.Args.raw, ArgsDigest: c.Args.rawDigest, ArgsCanon: c.Args.canonDigest, Meta: c.Args.bound(),
+		Args: c.Args.raw, ArgsDigest: c.Args.rawDigest, ArgsCanon: c.Args.canonDigest, Meta: c.Args.meta,
 		Need: c.Decision.Need, Rules: c.Decision.Rules, Class: c.Tool.Class, Revision: c.Decision.Revision,
 		Created: now, Expires: now.Add(g.ApprovalTTL), State: ApprovalPending, FourEyes: g.fourEyes(p, t),
 	}

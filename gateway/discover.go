@@ -19,6 +19,7 @@ func (g *Gateway) Discover(ctx context.Context, tenant, server string) (Lease, f
 		if l.ID == "" {
 			return
 		}
+		defer g.unguard(l)
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), g.GiveBack)
 		defer cancel()
 		if err := g.Leases.GiveBack(ctx, l); err != nil {
@@ -28,6 +29,7 @@ func (g *Gateway) Discover(ctx context.Context, tenant, server string) (Lease, f
 	if l.ID == "" {
 		return l, giveBack, nil
 	}
+	g.guard(l, Task{})
 	issued := Fact{Type: audit.SecretIssued, Tenant: tenant, Lease: &l, Unbound: "the gateway lists the server's tools"}
 	if err := g.Recorder.Durable(ctx, issued); err != nil {
 		giveBack()

@@ -46,7 +46,12 @@ type Config struct {
 	CallsPerSecond float64       // per principal, with a burst of twice that; default 200
 	Held           int           // calls waiting for a human at once, per principal; default 8
 	HeldTenant     int           // the same per tenant; default 64
+	TenantDay      int64         // calls and lists of one tenant per UTC day; each writes at most some 10 KiB of log, so this is its share of the disk; default 1,000,000
 	SyncOutcomes   bool          // an answer waits until its outcome is durable
+
+	// Used are the approval requests whose grants the log says are used up, with
+	// their expiry: a store that forgot cannot bring them back.
+	Used map[string]time.Time
 
 	Logger *slog.Logger     // operational log; default discards
 	Now    func() time.Time // default time.Now
@@ -65,6 +70,12 @@ type Gateway struct {
 	shapes   sync.Map            // definition hash to *shape
 	closing  sync.WaitGroup
 	stopped  chan struct{} // closed when Run ends
+
+	mesh    *mesh                      // of every credential that is live here
+	guarded map[string]map[string]bool // tasks to what the mesh holds for them
+	day     int64                      // the day that calls are counted for
+	calls   map[string]int64           // of each tenant, today
+	used    map[string]time.Time       // grants that are used up, by request, until they would have expired
 }
 
 // New makes a Gateway, or says what is missing.
@@ -87,6 +98,7 @@ func New(c Config) (*Gateway, error) {
 	c.CallsPerSecond = cmp.Or(c.CallsPerSecond, 200)
 	c.Held = cmp.Or(c.Held, 8)
 	c.HeldTenant = cmp.Or(c.HeldTenant, 64)
+	c.TenantDay = cmp.Or(c.TenantDay, 1_000_000)
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -96,6 +108,10 @@ func New(c Config) (*Gateway, error) {
 	g := &Gateway{
 		Config: c, kinds: map[string]TaskKind{},
 		limiters: map[string]*rate.Limiter{}, held: map[string]int{}, watched: map[string]struct{}{}, counts: map[count]int64{}, stopped: make(chan struct{}),
+		mesh: newMesh(), guarded: map[string]map[string]bool{}, calls: map[string]int64{}, used: maps.Clone(c.Used),
+	}
+	if g.used == nil {
+		g.used = map[string]time.Time{}
 	}
 	for _, k := range c.Kinds {
 		if k.Scope == nil {
@@ -157,7 +173,28 @@ func (g *Gateway) limit(p Principal) error {
 		g.count(count{kind: overLimit, tenant: p.Tenant, who: p.ID})
 		return refuse(TooMany, errors.New("over the principal's rate"))
 	}
+	if day := g.now().Unix() / (24 * 60 * 60); day != g.day {
+		g.day = day
+		clear(g.calls)
+	}
+	if g.calls[p.Tenant] >= g.TenantDay {
+		g.count(count{kind: overDay, tenant: p.Tenant, who: p.ID})
+		return refuse(TooMany, errors.New("over the tenant's day")).say("this tenant has used up its calls for today")
+	}
+	g.calls[p.Tenant]++
 	return nil
+}
+
+// Malformed notes a request of an identified caller that could not be read;
+// like other refusals that cost nothing to cause, these are counted.
+func (g *Gateway) Malformed(ctx context.Context, cred Credential) {
+	p, err := g.Identify(ctx, cred)
+	if err != nil {
+		return // counted there
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.count(count{kind: malformed, tenant: p.Tenant, who: p.ID})
 }
 
 // A count is what refusals are counted by where they are not written one by one.
@@ -167,6 +204,8 @@ type count struct {
 
 const (
 	overLimit = "over the rate limit"
+	overDay   = "over the tenant's calls of the day"
+	malformed = "a request that could not be read"
 	noIdent   = "no valid credential"
 	everyone  = "other sources" // once a second has seen too many sources to name
 )
@@ -174,7 +213,7 @@ const (
 // count adds one; g.mu is held. Sources are bounded, so that whoever has many
 // addresses cannot fill the log either.
 func (g *Gateway) count(c count) {
-	const most = 16
+	const most = 64
 	if _, ok := g.counts[c]; !ok && len(g.counts) >= most {
 		c.who = everyone
 	}

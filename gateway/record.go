@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
 	"strconv"
 	"time"
 
@@ -96,7 +97,7 @@ func (c *life) fact(t audit.Type) Fact {
 		Type: t, Tenant: c.Principal.Tenant,
 		Call: &CallRef{
 			ID: c.ID, JSONRPCID: c.JSONRPCID, Method: "tools/call", Protocol: c.Protocol,
-			Session: sessionRef(c.Credential.Session), Source: c.Credential.Source,
+			Session: sessionRef(c.Credential.Session), Source: c.Credential.Source, Trace: c.Args.trace.id(),
 		},
 		Unbound: "no running task",
 	}
@@ -152,6 +153,12 @@ func (g *Gateway) recordDecision(ctx context.Context, c *life) error {
 func (g *Gateway) recordUse(ctx context.Context, c *life) error {
 	var facts []Fact
 	if c.Grant != nil {
+		if err := g.once(c.Request); err != nil {
+			f := c.fact(audit.ApprovalConsumeRefused)
+			f.Detail = err.Error()
+			_ = g.Recorder.Record(context.WithoutCancel(ctx), f)
+			return refuse(Internal, err)
+		}
 		if err := g.Approvals.Consume(ctx, *c.Grant); err != nil {
 			f := c.fact(audit.ApprovalConsumeRefused)
 			f.Detail = "the grant could not be used up"
@@ -247,6 +254,19 @@ func (g *Gateway) recordFailure(ctx context.Context, c *life, err error) error {
 	return r
 }
 
+// once refuses a grant that the log says is used up, whatever its store says.
+func (g *Gateway) once(r *ApprovalRequest) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	now := g.now()
+	maps.DeleteFunc(g.used, func(_ string, until time.Time) bool { return now.After(until) })
+	if _, used := g.used[r.ID]; used {
+		return errors.New("the grant was used up before, and its store has forgotten that")
+	}
+	g.used[r.ID] = r.Expires
+	return nil
+}
+
 func listFact(p Principal, t Task, ref CallRef, shown, all int) Fact {
 	ref.Method = "tools/list"
 	ref.Session = sessionRef(ref.Session)
@@ -261,10 +281,15 @@ func countedFact(c count, n int64) Fact {
 		Type: audit.IdentityRejected, Tenant: orUnknown(c.tenant), Count: n, Unbound: "refused before a task was known",
 		Call: &CallRef{Source: c.who}, Detail: c.kind, Code: Unidentified,
 	}
-	if c.kind == overLimit {
-		f.Type, f.Code, f.Call = audit.RateLimited, TooMany, &CallRef{}
-		f.Principal = &Principal{ID: c.who, Tenant: c.tenant}
+	switch c.kind {
+	case overLimit, overDay:
+		f.Type, f.Code = audit.RateLimited, TooMany
+	case malformed:
+		f.Type, f.Code = audit.RequestRejected, BadArguments
+	default:
+		return f
 	}
+	f.Call, f.Principal = &CallRef{}, &Principal{ID: c.who, Tenant: c.tenant}
 	return f
 }
 

@@ -37,7 +37,13 @@ func (g *Gateway) StartTask(ctx context.Context, cred Credential, spec TaskSpec)
 	if spec.Principal == "" {
 		spec.Principal = p.ID
 	}
-	if spec.OnBehalfOf == "" && spec.Principal == p.ID {
+	// The human behind the caller's credential is behind whatever it starts: a
+	// caller that could name another could choose who may approve.
+	if p.OnBehalfOf != "" {
+		if spec.OnBehalfOf != "" && spec.OnBehalfOf != p.OnBehalfOf {
+			return g.notStarted(ctx, Fact{Principal: &p}, spec, refuse(BadArguments, errors.New("another human than the credential's")).
+				say("on_behalf_of names another human than the one this credential acts for"))
+		}
 		spec.OnBehalfOf = p.OnBehalfOf
 	}
 	if p.Task != "" {
@@ -261,6 +267,7 @@ func (g *Gateway) watch(t Task) {
 // requests, downstream sessions and children, then the credentials they held.
 // Each room records what it ended; asking again is harmless.
 func (g *Gateway) TaskOver(ctx context.Context, t Task) error {
+	defer g.unguardTask(t)
 	return errors.Join(
 		g.Approvals.Cancel(ctx, t.Tenant, t.ID),
 		g.Servers.EndTask(ctx, t.Tenant, t.ID),

@@ -97,6 +97,27 @@ func (s *server) list(ctx context.Context, l link, e era, prev *listing) (*listi
 	}
 }
 
+// withhold takes out what repeats the credential that it was listed with: a
+// definition is read by every agent that may list it.
+func (l *listing) withhold(secrets []gateway.Secret) {
+	const why = "a definition holds the server's credential"
+	var clean listing
+	for i, raw := range l.raw {
+		if gateway.Holds(raw, secrets) {
+			clean.dropped = append(clean.dropped, why)
+			continue
+		}
+		clean.tools, clean.raw = append(clean.tools, l.tools[i]), append(clean.raw, raw)
+	}
+	for _, other := range l.dropped {
+		if gateway.Holds([]byte(other), secrets) {
+			other = why
+		}
+		clean.dropped = append(clean.dropped, other)
+	}
+	l.tools, l.raw, l.dropped = clean.tools, clean.raw, clean.dropped
+}
+
 // add takes one definition, or the reason why it is withheld.
 func (l *listing) add(s *server, raw json.RawMessage, prev *listing) {
 	if prev != nil {

@@ -104,7 +104,7 @@ func (f *feed) visit(ctx context.Context) (time.Duration, error) {
 	// A credential is not kept for the sake of notifications, nor is a child.
 	w, stays := l.(*web)
 	if stays = stays && g.changes && lease.ID == ""; !stays {
-		return f.s.Refresh, f.list(ctx, l, g.era)
+		return f.s.Refresh, f.list(ctx, l, g.era, lease)
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -125,7 +125,7 @@ func (f *feed) visit(ctx context.Context) (time.Duration, error) {
 	case <-ctx.Done():
 	}
 	for first := true; ; first = false {
-		if err := f.list(ctx, l, g.era); err != nil {
+		if err := f.list(ctx, l, g.era, lease); err != nil {
 			if first {
 				return 0, err
 			}
@@ -165,7 +165,7 @@ func (f *feed) credential(ctx context.Context) (gateway.Lease, func(), error) {
 	return lease, back, nil
 }
 
-func (f *feed) list(ctx context.Context, l link, e era) error {
+func (f *feed) list(ctx context.Context, l link, e era, lease gateway.Lease) error {
 	f.wait(ctx, time.Until(f.listed.Add(f.all.pace.gap)), false)
 	f.listed = time.Now()
 	ctx, cancel := context.WithTimeout(ctx, f.s.Timeout)
@@ -174,6 +174,7 @@ func (f *feed) list(ctx context.Context, l link, e era) error {
 	if err != nil {
 		return err
 	}
+	found.withhold(lease.Secrets())
 	f.worked(found)
 	return nil
 }

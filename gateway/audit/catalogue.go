@@ -56,6 +56,7 @@ var catalogue = map[Type]kind{
 
 	IdentityRejected: {"TG6001W", "decision", "low", "denial"},
 	RateLimited:      {"TG6002W", "decision", "low", "denial"},
+	RequestRejected:  {"TG6003W", "decision", "low", "denial"},
 
 	OperatorLogin:       {"TG7001I", "state", "info", "none"},
 	OperatorLoginFailed: {"TG7002W", "decision", "medium", "denial"},

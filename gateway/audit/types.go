@@ -51,6 +51,7 @@ const (
 	PolicyRejected Type = "policy.rejected"
 
 	IdentityRejected Type = "identity.rejected" // counted per source and second
+	RequestRejected  Type = "request.rejected"  // of an identified caller, and not to be read; counted
 	RateLimited      Type = "ratelimit.hit"
 
 	OperatorLogin       Type = "operator.login"

@@ -31,6 +31,7 @@ type Gateway interface {
 	OpenSession(ctx context.Context, cred gateway.Credential, session string) error
 	CloseSession(context.Context, gateway.Credential) error
 	Tools(context.Context, gateway.Credential, gateway.CallRef) ([]gateway.Tool, error)
+	Malformed(context.Context, gateway.Credential)
 	Handle(context.Context, gateway.Call, gateway.Stream) (gateway.Result, error)
 	StartTask(context.Context, gateway.Credential, gateway.TaskSpec) (gateway.Task, gateway.Secret, error)
 	ShowTask(ctx context.Context, cred gateway.Credential, id string) (gateway.Task, error)

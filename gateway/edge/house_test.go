@@ -21,17 +21,18 @@ import (
 // A house is the facade behind the door, small and honest: tokens are
 // principals, sessions are bound, and a tool's name says what it does.
 type house struct {
-	mu       sync.Mutex
-	tokens   map[string]gateway.Principal
-	ended    map[string]bool // tasks
-	sessions map[string]string
-	tools    []gateway.Tool
-	calls    []gateway.Call
-	admits   int
-	asked    bool // the last call asked for progress
-	closed   []string
-	started  []gateway.TaskSpec
-	down     error // what the gateway says while it cannot tell
+	mu        sync.Mutex
+	tokens    map[string]gateway.Principal
+	ended     map[string]bool // tasks
+	sessions  map[string]string
+	tools     []gateway.Tool
+	calls     []gateway.Call
+	malformed int
+	admits    int
+	asked     bool // the last call asked for progress
+	closed    []string
+	started   []gateway.TaskSpec
+	down      error // what the gateway says while it cannot tell
 
 	holding chan string    // each held call says its principal
 	ended1  chan error     // and how its context ended
@@ -79,6 +80,12 @@ func (h *house) Identify(_ context.Context, c gateway.Credential) (gateway.Princ
 		return p, no(gateway.Unidentified, "", gateway.ErrNotFound)
 	}
 	return p, nil
+}
+
+func (h *house) Malformed(context.Context, gateway.Credential) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.malformed++
 }
 
 func (h *house) Admit(ctx context.Context, c gateway.Credential) (gateway.Principal, gateway.Task, error) {

@@ -53,10 +53,12 @@ func (e *Edge) post(w http.ResponseWriter, r *http.Request, cred gateway.Credent
 	}
 	body, ok := readBody(w, r, e.MaxBody)
 	if !ok {
+		e.Gateway.Malformed(r.Context(), cred)
 		return
 	}
 	m, err := decode(body)
 	if f, bad := errors.AsType[*fault](err); bad {
+		e.Gateway.Malformed(r.Context(), cred)
 		writeJSON(w, f.http(), f.bytes(nil))
 		return
 	}
@@ -71,6 +73,7 @@ func (e *Edge) post(w http.ResponseWriter, r *http.Request, cred gateway.Credent
 		return
 	case modern && m.id != nil:
 		if f := checkModern(r.Header, m); f != nil {
+			e.Gateway.Malformed(r.Context(), cred)
 			writeFault(w, m.id, true, f)
 			return
 		}
@@ -239,6 +242,7 @@ func (e *Edge) call(ctx context.Context, cred gateway.Credential, m message, mod
 		bad = "inputResponses and requestState are not supported: this server asks for no input"
 	}
 	if bad != "" {
+		e.Gateway.Malformed(ctx, cred)
 		return e.answerFault(m.id, modern, &fault{code: mcp.INVALID_PARAMS, message: bad}), nil
 	}
 	args := m.args

@@ -127,6 +127,7 @@ func (p *pipe) take(line []byte) {
 		blank = blank && (c == ' ' || c == '\t' || c == '\r' || c == '\n')
 	}
 	if len(line) == 0 {
+		p.edge.Gateway.Malformed(p.ctx, p.cred)
 		p.send((&fault{code: mcp.INVALID_REQUEST, message: "the message is too large"}).bytes(nil))
 		return
 	} else if blank {
@@ -134,6 +135,7 @@ func (p *pipe) take(line []byte) {
 	}
 	m, err := decode(line)
 	if f, bad := errors.AsType[*fault](err); bad {
+		p.edge.Gateway.Malformed(p.ctx, p.cred)
 		p.send(f.bytes(nil))
 		return
 	}

@@ -26,6 +26,7 @@ func (e *Edge) startTask(w http.ResponseWriter, r *http.Request) {
 	}
 	body, ok := readBody(w, r, min(maxTaskBody, e.MaxBody))
 	if !ok {
+		e.Gateway.Malformed(r.Context(), cred)
 		return
 	}
 	var in struct {
@@ -37,6 +38,7 @@ func (e *Edge) startTask(w http.ResponseWriter, r *http.Request) {
 		Scope      []authz.ScopeRow `json:"scope"`
 	}
 	if tooDeep(body) || strict.Unmarshal(body, &in, strict.RejectUnknownMembers(true)) != nil {
+		e.Gateway.Malformed(r.Context(), cred)
 		restError(w, http.StatusBadRequest, gateway.BadArguments, "the body must be one JSON object with kind, purpose and, if you like, principal, on_behalf_of, ttl_seconds and scope")
 		return
 	}

@@ -192,7 +192,8 @@ func (h *House) Lines() []audit.Event {
 }
 
 // Identity takes the bearer tokens "a" (agent:a on task-a), "b" (agent:b on
-// task-b) and "key" (agent:a, a credential of its own).
+// task-b), "key" (agent:a, a credential of its own) and "key-for-alice" (the
+// same, acting for alice).
 type Identity struct{}
 
 // Identify implements gateway.Identity.
@@ -204,6 +205,9 @@ func (Identity) Identify(_ context.Context, bearer gateway.Secret) (gateway.Prin
 		return gateway.Principal{ID: "agent:b", Tenant: "globex", Owner: "gina", Authn: "task_token", Credential: "b", Task: "task-b"}, nil
 	case "key":
 		return gateway.Principal{ID: "agent:a", Tenant: "acme", Owner: "alice", Authn: "api_key", Credential: "key"}, nil
+	}
+	if bearer.Reveal() == "key-for-alice" {
+		return gateway.Principal{ID: "agent:a", Tenant: "acme", Owner: "carol", OnBehalfOf: "alice@acme", Authn: "api_key", Credential: "key2"}, nil
 	}
 	return gateway.Principal{}, gateway.ErrUnidentified
 }
@@ -331,6 +335,28 @@ func (a *Approvals) Request(_ context.Context, r gateway.ApprovalRequest) (gatew
 	a.m[r.ID] = &r
 	a.move(&r, gateway.ApprovalPending)
 	return r, true, nil
+}
+
+// Forget puts a request back to where it was granted, as a store that lost its
+// latest writes would.
+func (a *Approvals) Forget(id string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.m[id].State = gateway.ApprovalGranted
+}
+
+// Rename gives a request another id, under a digest that fits.
+func (a *Approvals) Rename(from, to string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	r := a.m[from]
+	delete(a.m, from)
+	r.ID = to
+	var err error
+	if r.Digest, err = gateway.ApprovalDigest(*r); err != nil {
+		panic(err)
+	}
+	a.m[to] = r
 }
 
 // Wait implements gateway.Approvals.

@@ -75,6 +75,7 @@ func (c *Config) check(d *decoder) {
 	d.count("limits.calls_per_second", c.Limits.CallsPerSecond, 100_000)
 	d.count("limits.held_per_principal", c.Limits.HeldPerPrincipal, 10_000)
 	d.count("limits.held_per_tenant", c.Limits.HeldPerTenant, 100_000)
+	d.count("limits.calls_per_tenant_per_day", c.Limits.TenantPerDay, 1_000_000_000)
 }
 
 func (c *Config) checkListeners(d *decoder) {

@@ -164,6 +164,7 @@ type Limits struct {
 	CallsPerSecond   int `yaml:"calls_per_second"`   // per principal
 	HeldPerPrincipal int `yaml:"held_per_principal"` // calls waiting for a human
 	HeldPerTenant    int `yaml:"held_per_tenant"`
+	TenantPerDay     int `yaml:"calls_per_tenant_per_day"` // a tenant's share of the log's disk
 }
 
 // Vault is where credentials come from.
@@ -229,7 +230,7 @@ func Default() *Config {
 		Audit:      Audit{CheckpointEvery: time.Second},
 		Policy:     Policy{Watch: true},
 		Approvals:  Approvals{Hold: 25 * time.Second, Expire: time.Hour, UseWindow: 10 * time.Minute},
-		Limits:     Limits{CallsPerSecond: 50, HeldPerPrincipal: 16, HeldPerTenant: 256},
+		Limits:     Limits{CallsPerSecond: 50, HeldPerPrincipal: 16, HeldPerTenant: 256, TenantPerDay: 1_000_000},
 		Vault:      Vault{AppRole: AppRole{Mount: "approle"}},
 	}
 }

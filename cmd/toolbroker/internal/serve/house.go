@@ -176,6 +176,23 @@ func (h *House) closeBooks(ctx context.Context) error {
 	return h.audit.Append(ctx, said...)
 }
 
+// usedGrants reads from the log which grants are used up and could still be
+// brought back by a Redis that forgot.
+func (h *House) usedGrants() (map[string]time.Time, error) {
+	used := map[string]time.Time{}
+	for line, err := range audit.Find(string(h.cfg.Audit.Dir), 0, audit.Filter{Types: []audit.Type{audit.ApprovalConsumed}}) {
+		if err != nil {
+			return nil, fmt.Errorf("read used grants: %w", err)
+		}
+		if a := line.Event.Approval; a != nil {
+			if until, err := time.Parse(time.RFC3339, a.Expires); err == nil && time.Now().Before(until) {
+				used[a.ID] = until
+			}
+		}
+	}
+	return used, nil
+}
+
 func (h *House) openPolicy(ctx context.Context) error {
 	c := h.cfg
 	var err error
@@ -278,11 +295,15 @@ func (h *House) openBrokers(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	used, err := h.usedGrants()
+	if err != nil {
+		return err
+	}
 	h.gateway, err = gateway.New(gateway.Config{
 		Identity: ids, Tasks: h.tasks, Approvals: h.approvals, Leases: h.secrets, Servers: h.servers, Operators: h.operators, Sessions: open,
 		Recorder: h.recorder, Policy: h.policy, Kinds: kinds, Tenants: c.Tenants,
 		Hold: c.Approvals.Hold, ApprovalTTL: c.Approvals.Expire, CallsPerSecond: float64(c.Limits.CallsPerSecond),
-		Held: c.Limits.HeldPerPrincipal, HeldTenant: c.Limits.HeldPerTenant, SyncOutcomes: c.Audit.SyncOutcomes, Logger: h.log,
+		Held: c.Limits.HeldPerPrincipal, HeldTenant: c.Limits.HeldPerTenant, TenantDay: int64(c.Limits.TenantPerDay), Used: used, SyncOutcomes: c.Audit.SyncOutcomes, Logger: h.log,
 	})
 	return err
 }
