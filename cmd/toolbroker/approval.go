@@ -180,7 +180,10 @@ func printRequest(cmd *cobra.Command, r request) error {
 		{"principal", r.Principal}, {"acts for", orNone(r.OnBehalfOf)}, {"delegated by", orNone(strings.Join(r.Chain, " > "))},
 		{"task", r.TaskID + " (" + r.TaskKind + ")"}, {"task's owner", r.TaskOwner}, {"task is for", orNone(r.TaskFor)},
 		{"purpose", r.Purpose + "  (untrusted)"}, {"tool", r.Server + "/" + r.Tool}, {"definition", r.Definition},
-		{"credential", orNone(r.Class)}, {"expires", stamp(r.Expires)},
+		{"credential", orNone(r.Class)}, {"expires", stamp(r.Expires)}, {"started by", r.StartedBy},
+	}
+	if !r.FourEyes {
+		rows = append(rows, []string{"four eyes", "unproven: not every human behind this is known here"})
 	}
 	for _, rule := range r.Rules {
 		rows = append(rows, []string{"rule", fmt.Sprintf("%s:%d: %s", rule.File, rule.Line, rule.Text)})
