@@ -184,6 +184,12 @@ func fold(s string) string {
 	}, s)
 }
 
+// clip keeps what a caller chose to a length that a record can hold.
+func clip(s string) string {
+	const most = 128
+	return strings.ToValidUTF8(s[:min(len(s), most)], "")
+}
+
 func quoteName(s string) string {
 	const most = 64
 	if len(s) > most {

@@ -99,16 +99,17 @@ func (g *Gateway) carry(ctx context.Context, c *life) (_ Result, err error) {
 	return g.forward(ctx, c)
 }
 
-// resolve finds the tool, if this task may see it.
+// resolve finds the tool, if this task may see it. What it returns beside a
+// refusal is for the record; the agent reads the same words for both.
 func (g *Gateway) resolve(c *life) (Tool, error) {
 	t, ok := g.Servers.Resolve(c.Principal.Tenant, c.Name)
 	if !ok {
-		return Tool{}, refuse(UnknownTool, errors.New("no tool of that name"))
+		return Tool{Server: audit.Unknown, Name: clip(c.Name)}, refuse(UnknownTool, errors.New("no tool of that name"))
 	}
 	d := g.Policy.Decide(g.question(c.Principal, c.Task, t, authz.List, nil))
 	if d.Verdict == authz.Deny {
-		c.Tool, c.Decision = t, d // for the record; the agent reads unknown_tool
-		return Tool{}, refuse(UnknownTool, errors.New("hidden from this task"))
+		c.Decision = d
+		return t, refuse(UnknownTool, errors.New("hidden from this task"))
 	}
 	return t, nil
 }

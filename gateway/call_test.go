@@ -240,6 +240,30 @@ func TestRefusalsAreLimitedToo(t *testing.T) {
 	}
 }
 
+// The agent reads the same of a hidden tool and of none; the record tells them
+// apart.
+func TestUnknownToolOnRecord(t *testing.T) {
+	h := gatewaytest.New(t)
+	var said []string
+	for _, name := range []string{"files__hidden", "files__none", strings.Repeat("x", 10_000)} {
+		_, err := h.Call(t.Context(), name, `{}`)
+		var r *gateway.Refusal
+		if !errors.As(err, &r) {
+			t.Fatal(err)
+		}
+		said = append(said, r.Say)
+	}
+	if said[0] != said[1] || said[1] != said[2] {
+		t.Errorf("the agent reads %q", said)
+	}
+	lines := h.Lines()
+	for i, want := range []audit.Tool{{Server: "files", Name: "hidden"}, {Server: "unknown", Name: "files__none"}, {Server: "unknown", Name: strings.Repeat("x", 128)}} {
+		if got := lines[i].Tool; got == nil || got.Server != want.Server || got.Name != want.Name {
+			t.Errorf("on record: %+v, want %+v", got, want)
+		}
+	}
+}
+
 // A tenant's day is its own.
 func TestTenantDay(t *testing.T) {
 	now := time.Unix(1_800_000_000, 0)
