@@ -66,17 +66,27 @@ func freeAddr(t *testing.T) string {
 	return l.Addr().String()
 }
 
+// A program runs until the test ends, or sooner.
+type program struct {
+	*os.Process
+	done chan struct{} // closed when it has ended
+	err  error         // how, once done is closed
+}
+
 // process starts a program that ends with the test.
-func process(t *testing.T, out io.Writer, name string, args ...string) *exec.Cmd {
+func process(t *testing.T, out io.Writer, name string, args ...string) *program {
 	t.Helper()
 	cmd := exec.Command(name, args...)
 	cmd.Stdout, cmd.Stderr = out, out
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	cmd.WaitDelay = 10 * time.Second // for what a child of it keeps open
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
-	return cmd
+	p := &program{Process: cmd.Process, done: make(chan struct{})}
+	go func() { p.err = cmd.Wait(); close(p.done) }()
+	t.Cleanup(func() { p.Kill(); <-p.done })
+	return p
 }
 
 // until polls something outside of this process that cannot be awaited.
@@ -120,9 +130,7 @@ type House struct {
 	Keys                        map[string]string // principal to API key
 	Policy                      string            // the file
 	AuditDir                    string
-	cmd                         *exec.Cmd
-	done                        chan struct{} // closed when the process has ended
-	err                         error
+	proc                        *program
 	log                         *lockedBuffer
 }
 
@@ -239,9 +247,7 @@ func write(t *testing.T, file, text string) {
 func (h *House) Start() {
 	h.t.Helper()
 	h.log = &lockedBuffer{}
-	h.cmd = process(h.t, h.log, binary, "serve", "--config", filepath.Join(h.Dir, "config.yaml"))
-	h.done = make(chan struct{})
-	go func(cmd *exec.Cmd, done chan struct{}) { h.err = cmd.Wait(); close(done) }(h.cmd, h.done)
+	h.proc = process(h.t, h.log, binary, "serve", "--config", filepath.Join(h.Dir, "config.yaml"))
 	h.t.Cleanup(func() {
 		if h.t.Failed() {
 			h.t.Logf("toolbroker:\n%s", h.log)
@@ -252,8 +258,8 @@ func (h *House) Start() {
 	})
 	until(h.t, "ready", func() bool {
 		select {
-		case <-h.done:
-			h.t.Fatalf("ended: %v\n%s", h.err, h.log)
+		case <-h.proc.done:
+			h.t.Fatalf("ended: %v\n%s", h.proc.err, h.log)
 		default:
 		}
 		r, err := http.Get(h.Probes + "/readyz")
@@ -267,17 +273,17 @@ func (h *House) Start() {
 
 // Kill ends the process as a power cut would.
 func (h *House) Kill() {
-	h.cmd.Process.Kill()
-	<-h.done
+	h.proc.Kill()
+	<-h.proc.done
 }
 
 // Stop ends the process as an admin would, and checks that it ends well.
 func (h *House) Stop() {
 	h.t.Helper()
-	h.cmd.Process.Signal(syscall.SIGTERM)
-	<-h.done
-	if h.err != nil {
-		h.t.Fatalf("stop: %v\n%s", h.err, h.log)
+	h.proc.Signal(syscall.SIGTERM)
+	<-h.proc.done
+	if h.proc.err != nil {
+		h.t.Fatalf("stop: %v\n%s", h.proc.err, h.log)
 	}
 }
 

@@ -72,7 +72,7 @@ p, agent:*, *, *, task:work, start, , allow
 		}
 	}
 	run(chromedp.Click(chromedp.CSS("button[value=approve]")), chromedp.WaitVisible(chromedp.CSS(".outcome")))
-	if text := <-done; !strings.Contains(text, "done") {
+	if text := <-done; !strings.Contains(text, `"done"`) {
 		t.Errorf("approved, but the agent reads %s", text)
 	}
 	h.Stop()
