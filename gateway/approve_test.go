@@ -307,6 +307,22 @@ func TestForgottenUse(t *testing.T) {
 	}
 }
 
+// No spelling of a name makes it another human's.
+func TestSpellingsOfAHuman(t *testing.T) {
+	h := gatewaytest.New(t)
+	alice := h.Operators.Op("alice")
+	for _, name := range []string{"alice", "Alice", "ALICE", " alice ", "alice@acme", "Alice@ACME", "mailto:alice@acme", "acct:Alice@acme", "operator:alice", "\uff21lice", "\talice"} {
+		if h.MayVote(alice, gateway.ApprovalRequest{TaskFor: name}) == nil {
+			t.Errorf("alice may approve for %q", name)
+		}
+	}
+	for _, name := range []string{"", "bob", "alice@acme.example", "malice"} {
+		if err := h.MayVote(alice, gateway.ApprovalRequest{TaskFor: name, Need: []authz.Requirement{{N: 1}}}); err != nil {
+			t.Errorf("for %q: %v", name, err)
+		}
+	}
+}
+
 // The human behind a credential is behind what it starts: it cannot name
 // another and so choose who may approve.
 func TestHumanBehindAStart(t *testing.T) {

@@ -10,6 +10,8 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"golang.org/x/text/unicode/norm"
+
 	"toolbroker/gateway/audit"
 )
 
@@ -167,11 +169,23 @@ func operatorFact(t audit.Type, op Operator, r ApprovalRequest) Fact {
 	}
 }
 
+// HumanName is what two spellings of one human's name have in common: case,
+// space around it and the schemes that people's names travel under do not tell
+// humans apart. It is for comparing, never for showing.
+func HumanName(name string) string {
+	n := strings.TrimSpace(fold(norm.NFKC.String(name)))
+	for _, scheme := range []string{"mailto:", "acct:", "operator:"} {
+		n = strings.TrimPrefix(n, fold(scheme))
+	}
+	return strings.TrimSpace(n)
+}
+
 // behind says how an operator stands behind a request, as the page would; empty
 // when it does not. Whoever asked, and its chain, cannot approve.
 func behind(op Operator, r ApprovalRequest) string {
 	self := func(name string) bool {
-		return name != "" && (name == op.Name || name == "operator:"+op.Name || slices.Contains(op.Identities, name))
+		n := HumanName(name)
+		return n != "" && (n == HumanName(op.Name) || slices.ContainsFunc(op.Identities, func(id string) bool { return n == HumanName(id) }))
 	}
 	switch {
 	case self(r.TaskOwner):

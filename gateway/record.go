@@ -160,6 +160,9 @@ func (g *Gateway) recordUse(ctx context.Context, c *life) error {
 			return refuse(Internal, err)
 		}
 		if err := g.Approvals.Consume(ctx, *c.Grant); err != nil {
+			if _, ended := g.running(ctx, c.Principal, c.Credential); CodeOf(ended) == NoTask && ended != nil {
+				return ended // its end cancelled the grant
+			}
 			f := c.fact(audit.ApprovalConsumeRefused)
 			f.Detail = "the grant could not be used up"
 			_ = g.Recorder.Record(context.WithoutCancel(ctx), f)
@@ -224,6 +227,9 @@ func (g *Gateway) recordFailure(ctx context.Context, c *life, err error) error {
 	r := refuse(Downstream, err)
 	r.recorded, r.InDoubt = true, true
 	switch {
+	case errors.Is(context.Cause(ctx), errTaskEnded) && errors.Is(err, ErrNotSent):
+		r.InDoubt, r.Code, r.Say = false, NoTask, words[NoTask]
+		f.Type, f.Code, f.Outcome.Status, f.Detail = audit.CallCancelled, NoTask, "cancelled", "the task ended; nothing reached the server"
 	case errors.Is(err, ErrNotSent):
 		r.InDoubt = false
 		f.Outcome.Status, f.Detail = "downstream_error", "nothing reached the server"

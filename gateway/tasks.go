@@ -40,7 +40,7 @@ func (g *Gateway) StartTask(ctx context.Context, cred Credential, spec TaskSpec)
 	// The human behind the caller's credential is behind whatever it starts: a
 	// caller that could name another could choose who may approve.
 	if p.OnBehalfOf != "" {
-		if spec.OnBehalfOf != "" && spec.OnBehalfOf != p.OnBehalfOf {
+		if spec.OnBehalfOf != "" && HumanName(spec.OnBehalfOf) != HumanName(p.OnBehalfOf) {
 			return g.notStarted(ctx, Fact{Principal: &p}, spec, refuse(BadArguments, errors.New("another human than the credential's")).
 				say("on_behalf_of names another human than the one this credential acts for"))
 		}

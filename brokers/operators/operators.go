@@ -115,7 +115,8 @@ func New(c Config) (*Operators, error) {
 				return nil, fmt.Errorf("operators: %s: unknown role %q; there are %v", op.Name, role, gateway.Roles())
 			}
 		}
-		for _, name := range append([]string{op.Name}, op.Identities...) {
+		for _, spelt := range append([]string{op.Name}, op.Identities...) {
+			name := gateway.HumanName(spelt)
 			if other, ok := o.human[name]; ok {
 				return nil, fmt.Errorf("operators: %q is both %s and %s", name, other, op.Name)
 			}
@@ -128,7 +129,7 @@ func New(c Config) (*Operators, error) {
 
 // Human implements [gateway.Operators].
 func (o *Operators) Human(name string) (gateway.Operator, bool) {
-	op, ok := o.byName[o.human[name]]
+	op, ok := o.byName[o.human[gateway.HumanName(name)]]
 	return op.Operator, ok
 }
 

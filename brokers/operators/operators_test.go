@@ -152,7 +152,7 @@ func other(t *testing.T) string {
 
 func TestHuman(t *testing.T) {
 	r := open(t, redistest.Embedded(t), alice())
-	for name, ok := range map[string]bool{"alice": true, "alice@acme": true, "Alice": false, "": false} {
+	for name, ok := range map[string]bool{"alice": true, "alice@acme": true, "Alice": true, " ALICE@Acme ": true, "mailto:alice@acme": true, "operator:alice": true, "malice": false, "alice@acme.example": false, "": false} {
 		if op, found := r.Human(name); found != ok || ok && op.Name != "alice" {
 			t.Errorf("%q: %v %v", name, op.Name, found)
 		}

@@ -39,8 +39,9 @@ var (
 // A child is a link to a process of our own. Its calls share it, told apart by
 // their ids; when it ends or writes rubbish they all fail, and nobody else's.
 //
-// The process ends with its link, with this process (on Linux) and with
-// whatever it started, unless that left its process group.
+// The process ends with its link, and with it whatever it started, unless that
+// left its process group. When this process is killed (kill -9), Linux ends the
+// child with it, but not what the child had started.
 type child struct {
 	s    *server
 	cmd  *exec.Cmd

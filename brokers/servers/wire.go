@@ -338,14 +338,22 @@ func scrub(raw json.RawMessage, where string) json.RawMessage {
 	return raw
 }
 
-// finished refuses a result that is not the end of a call: a server that asks
-// back, or that promises an answer later, is not supported yet.
+// maxResultDepth is far above what any tool answers and below what clients read.
+const maxResultDepth = 256
+
+// finished refuses a result that is not the end of a call, or that no client
+// could read: a server that asks back, or that promises an answer later, is not
+// supported yet.
 func finished(result json.RawMessage) error {
 	all, err := members(result)
 	if err != nil {
 		return err
 	}
+	if depth(result) > maxResultDepth {
+		return unusable("the server's answer is nested too deep")
+	}
 	var task, content bool
+	var unreadable error
 	for _, m := range all {
 		switch m.name {
 		case "resultType":
@@ -364,10 +372,45 @@ func finished(result json.RawMessage) error {
 			task = true
 		case "content":
 			content = true
+			if !blocks(jsontext.Value(m.value)) {
+				unreadable = unusable("the content of the server's answer is not a list of blocks")
+			}
+		case "isError":
+			if k := jsontext.Value(m.value).Kind(); k != 't' && k != 'f' {
+				unreadable = unusable("isError in the server's answer is neither true nor false")
+			}
 		}
 	}
 	if task && !content {
 		return unusable("the server answered with a task, which is not supported")
 	}
-	return nil
+	return unreadable
+}
+
+// blocks reports whether v is a list of objects that each name their type.
+func blocks(v jsontext.Value) bool {
+	var all []struct {
+		Type *string `json:"type"`
+	}
+	if v.Kind() != '[' || json.Unmarshal(v, &all) != nil {
+		return false
+	}
+	for _, b := range all {
+		if b.Type == nil {
+			return false
+		}
+	}
+	return true
+}
+
+// depth is how deep a JSON value is nested.
+func depth(raw []byte) int {
+	most := 0
+	d := jsontext.NewDecoder(bytes.NewReader(raw), jsontext.AllowDuplicateNames(true))
+	for {
+		if _, err := d.ReadToken(); err != nil {
+			return most
+		}
+		most = max(most, d.StackDepth())
+	}
 }

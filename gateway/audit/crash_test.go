@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -56,6 +57,9 @@ func TestATornTailIsCutAndRecorded(t *testing.T) {
 			}
 			reopen(t, again)
 			want := strings.Repeat(" tool.call.allowed", kept-1) + " audit.started"
+			if kept > 1 { // what no checkpoint covered
+				want += " audit.recovered"
+			}
 			if torn > 0 {
 				want += " audit.recovered"
 			}
@@ -63,11 +67,43 @@ func TestATornTailIsCutAndRecorded(t *testing.T) {
 				t.Fatalf("cut at %d: %s", cut, got)
 			}
 			for line := range Read(again.Dir, 0) {
-				if e := line.Event; e.Type == AuditRecovered && !strings.HasPrefix(e.Detail, fmt.Sprintf("cut off %d bytes", torn)) {
+				e := line.Event
+				if e.Type == AuditRecovered && e.Detail != fmt.Sprintf("took over %d lines, from event 1 on, that no checkpoint covered", kept-1) &&
+					!strings.HasPrefix(e.Detail, fmt.Sprintf("cut off %d bytes", torn)) {
 					t.Fatalf("cut at %d: %s", cut, e.Detail)
 				}
 			}
 		}
+	}
+}
+
+// After an orderly stop only a start may follow: a line that somebody adds while
+// nobody runs is found, although no key is needed to chain it.
+func TestLineAddedAfterAStop(t *testing.T) {
+	cfg := config(t)
+	l := must(Open(cfg))
+	if err := l.Append(t.Context(), call("1", CallAllowed)); err != nil {
+		t.Fatal(err)
+	}
+	l.Close()
+	text := must(os.ReadFile(segmentPath(cfg.Dir, 1)))
+	lines := strings.Split(strings.TrimSuffix(string(text), "\n"), "\n")
+	at := len(lines)
+	forged := strings.Replace(lines[1], `"idx":1`, fmt.Sprintf(`"idx":%d`, at), 1)
+	prev := regexp.MustCompile(`"prev":"sha256:[0-9a-f]{64}"`)
+	forged = prev.ReplaceAllString(forged, `"prev":"`+lineHash([]byte(lines[at-1]))+`"`)
+	stamp := regexp.MustCompile(`"time":"[^"]*"`)
+	forged = stamp.ReplaceAllString(forged, stamp.FindString(lines[at-1]))
+	if err := os.WriteFile(segmentPath(cfg.Dir, 1), append(text, forged+"\n"...), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r := must(Verify(cfg.Dir, VerifyOptions{VKey: cfg.Key.VKey()}))
+	if r.Bad == nil || r.Bad.Index != int64(at) || r.Bad.Code != Inserted {
+		t.Errorf("verify: %+v", r.Bad)
+	}
+	if l, err := Open(cfg); err == nil {
+		l.Close()
+		t.Error("the next start signs it")
 	}
 }
 

@@ -151,6 +151,11 @@ func (l *Log) load() ([]Event, error) {
 	}
 	l.at, l.tree = l.durable, s.chain.tree
 	first := []Event{own(AuditStarted, "checkpoints are signed by %s", l.cfg.Key.vkey)}
+	if n := s.chain.next - newest.Size; n > 0 {
+		// After a crash nobody signed the newest lines; whoever could write the
+		// file then could have added some. The reader is told which they are.
+		first = append(first, own(AuditRecovered, "took over %d lines, from event %d on, that no checkpoint covered", n, newest.Size))
+	}
 	if s.torn > 0 {
 		first = append(first, own(AuditRecovered, "cut off %d bytes of a line that was never durable, sha256:%x", s.torn, s.tornSum))
 	}

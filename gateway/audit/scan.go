@@ -161,6 +161,7 @@ type chain struct {
 	next   int64  // index of the next line
 	prev   string // what its integrity.prev must say
 	time   string // of the line before
+	closed bool   // by the line before
 	tree   tree
 
 	leaf   tlog.Hash   // of the line before
@@ -205,7 +206,10 @@ func (c *chain) add(line []byte, h *head) *Finding {
 		return bad(WrongLog, "the line is of log %q, not %q", h.log, c.origin)
 	case string(h.time) < c.time:
 		return bad(TimeRunsBack, "%s comes after %s", h.time, c.time)
+	case c.closed && Type(h.typ) != AuditStarted:
+		return bad(Inserted, "the log was closed by the line before, and nothing opened it again")
 	}
+	c.closed = Type(h.typ) == AuditStopped
 	c.grow(line)
 	if c.origin == "" {
 		c.origin = string(h.log)

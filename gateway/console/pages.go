@@ -129,7 +129,7 @@ func (s *console) explain(r *http.Request, err error) trouble {
 	case errors.Is(err, gateway.ErrLogin):
 		return trouble{http.StatusUnauthorized, "login", "Log in: the name, password or session is not valid."}
 	case errors.Is(err, gateway.ErrTooMany):
-		return trouble{http.StatusTooManyRequests, "too_many", "There were too many tries. Wait a minute, then try again."}
+		return trouble{http.StatusTooManyRequests, "too_many", "There were too many tries. Wait a quarter of an hour, then try again."}
 	case errors.Is(err, gateway.ErrNotFound), errors.Is(err, gateway.ErrNoTask):
 		return trouble{http.StatusNotFound, "not_found", "There is nothing here, or nothing that you may see."}
 	case errors.Is(err, gateway.ErrNotNow):

@@ -133,7 +133,7 @@ func (s *console) login(w http.ResponseWriter, r *http.Request) {
 		f.Say = "The name or the password is wrong."
 		s.render(w, http.StatusUnauthorized, "login", f)
 	case errors.Is(err, gateway.ErrTooMany):
-		f.Say = "There were too many tries. Wait a minute, then try again."
+		f.Say = "There were too many tries. Wait a quarter of an hour, then try again."
 		s.render(w, http.StatusTooManyRequests, "login", f)
 	case err != nil:
 		s.problem(w, r, gateway.Operator{}, err)

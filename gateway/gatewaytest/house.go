@@ -680,8 +680,10 @@ func (o *Operators) Logout(context.Context, gateway.Secret) error { return nil }
 // Human implements gateway.Operators.
 func (o *Operators) Human(name string) (gateway.Operator, bool) {
 	for _, op := range o.list {
-		if op.Name == name || slices.Contains(op.Identities, name) {
-			return op, true
+		for _, known := range append([]string{op.Name}, op.Identities...) {
+			if gateway.HumanName(known) == gateway.HumanName(name) {
+				return op, true
+			}
 		}
 	}
 	return gateway.Operator{}, false
