@@ -316,6 +316,15 @@ func TestSpellingsOfAHuman(t *testing.T) {
 			t.Errorf("alice may approve for %q", name)
 		}
 	}
+	// Each way to be behind a request is enough by itself.
+	for what, r := range map[string]gateway.ApprovalRequest{
+		"owns the task": {TaskOwner: "alice"}, "started it": {StartedBy: "operator:alice"}, "acted for": {OnBehalfOf: "alice@acme"},
+		"the task is for her": {TaskFor: "alice"}, "owns the credential": {Owner: "alice"}, "is the agent": {Principal: "alice@acme"}, "delegated": {Chain: []string{"bob", "alice"}},
+	} {
+		if r.Need = []authz.Requirement{{N: 1}}; h.MayVote(alice, r) == nil {
+			t.Errorf("alice may approve, though: %s", what)
+		}
+	}
 	for _, name := range []string{"", "bob", "alice@acme.example", "malice"} {
 		if err := h.MayVote(alice, gateway.ApprovalRequest{TaskFor: name, Need: []authz.Requirement{{N: 1}}}); err != nil {
 			t.Errorf("for %q: %v", name, err)
