@@ -545,6 +545,7 @@ func TestNothingRunsOn(t *testing.T) {
 		d.do(modernReq("tools/call", "steps", `"name":"steps"`))
 		_, w := pipes(t, d)
 		fmt.Fprintln(w, rpc(1, "initialize", `"protocolVersion":"2025-11-25"`))
+		d.shut.Store(true)
 		go d.edge.Shutdown(cancelledContext())
 		get(t, "end of the call", d.ended1)
 	})

@@ -10,6 +10,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -239,6 +240,7 @@ type door struct {
 	*house
 	edge *Edge
 	url  string
+	shut atomic.Bool // by the test itself
 }
 
 func open(t *testing.T, change ...func(*Config)) *door {
