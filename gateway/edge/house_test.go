@@ -266,7 +266,7 @@ func open(t *testing.T, change ...func(*Config)) *door {
 		}
 		srv.Close()
 	})
-	return &door{t, h, e, srv.URL}
+	return &door{T: t, house: h, edge: e, url: srv.URL}
 }
 
 // A req is one HTTP request, with what every test would say left out.
