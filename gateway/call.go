@@ -14,7 +14,6 @@ import (
 type life struct {
 	Call
 	ID        string
-	Began     time.Time
 	Stream    Stream
 	Principal Principal
 	Task      Task
@@ -33,7 +32,7 @@ type life struct {
 // Order is safety here: each line may rely on every line above it, and a retry
 // walks the whole line again.
 func (g *Gateway) Handle(ctx context.Context, in Call, s Stream) (Result, error) {
-	c := &life{Call: in, ID: newID("call"), Began: g.now(), Stream: s}
+	c := &life{Call: in, ID: newID("call"), Stream: s}
 	result, err := g.carry(ctx, c)
 	if err != nil {
 		return Result{}, g.refused(ctx, c, err)
