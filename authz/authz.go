@@ -47,6 +47,7 @@ const (
 	Roots     Action = "roots"
 	Start     Action = "start"
 	Delegate  Action = "delegate"
+	Escalate  Action = "escalate"
 )
 
 // A Subject is who asks.
@@ -60,8 +61,9 @@ type Subject struct {
 type Request struct {
 	Subject Subject
 	Task    string          // the task's kind, never free text from an agent
-	Tool    string          // "server/tool"; for Start, "task:<kind>"
+	Tool    string          // "server/tool"; for Start and Delegate, "task:<kind>"
 	Action  Action          // what is to be done to it
+	Could   bool            // ask whether some row could grant it for some arguments at some time, as List does
 	Args    json.RawMessage // the call's arguments, an object; nil where there are none
 	Time    time.Time       // what `hour` and `weekday` in a condition are read from, in UTC
 	Scopes  []*Scope        // the task's scope and every ancestor's; each must grant too

@@ -294,7 +294,10 @@ func newRuleset(rows []*row, links []link, members []member) *ruleset {
 }
 
 // A question is a request without what may differ from call to call.
-type question struct{ who, tenant, task, tool, action string }
+type question struct {
+	who, tenant, task, tool, action string
+	could                           bool
+}
 
 // candidates returns the places of the clauses that match q, conditions aside,
 // in the order of the file.

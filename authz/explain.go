@@ -52,12 +52,13 @@ func (p *Policy) Explain(r Request) Explanation {
 	if p == nil || malformed(r) != "" {
 		return x
 	}
-	c := &call{input: input{raw: r.Args, at: r.Time}, list: r.Action == List}
-	q := question{r.Subject.Principal, r.Subject.Tenant, r.Task, r.Tool, string(r.Action)}
+	r.Could = r.Could || r.Action == List
+	c := &call{input: input{raw: r.Args, at: r.Time}, list: r.Could}
+	q := question{r.Subject.Principal, r.Subject.Tenant, r.Task, r.Tool, string(r.Action), r.Could}
 	x.look(p.rules, p.file, q, c, d)
 	for _, s := range r.Scopes {
 		if s != nil && s.rules != nil {
-			x.look(s.rules, s.file(), question{tool: q.tool, action: q.action}, c, d)
+			x.look(s.rules, s.file(), question{tool: q.tool, action: q.action, could: q.could}, c, d)
 		}
 	}
 	// A condition is the likeliest to be what was meant to match, then the rest

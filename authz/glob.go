@@ -31,7 +31,7 @@ func glob(s, pattern string) bool {
 			return true
 		}
 		switch {
-		case star >= 0 && starTook < len(s) && s[starTook] != '/':
+		case star >= 0 && starTook < len(s) && s[starTook] != '/' && s[starTook] != deepRun[0]:
 			starTook++
 			pi, si = star, starTook
 		case deep >= 0 && deepTook < len(s):
@@ -45,14 +45,22 @@ func glob(s, pattern string) bool {
 
 // covers reports whether wide matches everything that narrow matches. It may
 // miss a case; it never claims one that is not.
+//
+// A wildcard of narrow's stands for any run, so it is put to wide as a sign that
+// no name holds: only a wildcard of wide's, at least as far-reaching, takes it.
 func covers(wide, narrow string) bool {
 	switch {
 	case wide == narrow, wide == "*", wide == "**":
 		return true
-	case !strings.Contains(narrow, "*"):
-		return glob(narrow, wide)
-	case strings.Count(wide, "*") == 2 && strings.HasSuffix(wide, "**"):
-		return narrow != "*" && strings.HasPrefix(narrow, wide[:len(wide)-2])
+	case narrow == "*":
+		return false
 	}
-	return false
+	return glob(anyRun.Replace(narrow), wide)
 }
+
+const (
+	oneRun  = "\x01" // within a segment
+	deepRun = "\x02" // across segments; `*` does not take it
+)
+
+var anyRun = strings.NewReplacer("**", deepRun, "*", oneRun)

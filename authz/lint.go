@@ -116,7 +116,7 @@ func (p *parser) lintTools() {
 // lintRow looks at what one row says.
 func (p *parser) lintRow(r *row) {
 	everything := r.tool == "*" || r.tool == "**"
-	start := r.action == string(Start)
+	start := r.action == string(Start) || r.action == string(Delegate)
 	if r.verdict.grants() {
 		switch {
 		case r.who == "*" && everything:
@@ -130,16 +130,16 @@ func (p *parser) lintRow(r *row) {
 	}
 	if r.verdict.requires() {
 		if start || r.action == "*" && everything {
-			p.warn(r.line, "", "a start cannot wait for an operator in this version: where this row matches one, the task does not start")
+			p.warn(r.line, "", "a start or a delegation cannot wait for an operator: where this row matches one, the task does not start")
 		}
 		if r.action == string(List) {
 			p.warn(r.line, "", "a list never waits for an operator; this row %s", map[bool]string{true: "grants it", false: "does nothing"}[r.verdict.grants()])
 		}
 	}
 	if isTask := strings.HasPrefix(r.tool, taskPrefix); start && !isTask && !strings.HasPrefix(r.tool, "*") {
-		p.warn(r.line, taskPrefix+"KIND", "this can never match: what a start starts is a task, not %s", r.tool)
+		p.warn(r.line, taskPrefix+"KIND", "this can never match: what a %s is about is a task, not %s", map[string]string{string(Start): "start", string(Delegate): "delegation"}[r.action], r.tool)
 	} else if isTask && !start && r.action != "*" {
-		p.warn(r.line, string(Start), "this can never match: the only thing done to %s is to start it", r.tool)
+		p.warn(r.line, string(Start), "this can never match: %s is started or delegated, nothing else", r.tool)
 	}
 }
 

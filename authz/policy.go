@@ -39,9 +39,9 @@ func (p *Policy) Warnings() []Finding { return slices.Clone(p.warnings) }
 // does not make a row grant and does make it deny or ask; an approve row then
 // does not grant, and asks. The order of rows never matters.
 //
-// A [List] is allowed or denied, nothing else: allowed where a row could grant
-// it or a [Call] for some arguments at some time, in the policy and in every
-// scope, and no row denies either whatever the arguments.
+// A [List], and whatever asks what Could be, is allowed or denied, nothing else: allowed where a row could grant
+// it (or, for a List, a [Call]) for some arguments at some time, in the policy
+// and in every scope, and no row denies it whatever the arguments.
 func (p *Policy) Decide(r Request) (d Decision) {
 	defer func() {
 		// What panicked may quote the request, so the reason does not say.
@@ -55,8 +55,9 @@ func (p *Policy) Decide(r Request) (d Decision) {
 	if why := malformed(r); why != "" {
 		return p.refuse(why)
 	}
-	parts := p.ask(r, &call{input: input{raw: r.Args, at: r.Time}, list: r.Action == List})
-	return p.decide(r.Action, parts)
+	r.Could = r.Could || r.Action == List
+	parts := p.ask(r, &call{input: input{raw: r.Args, at: r.Time}, list: r.Could})
+	return p.decide(r.Could, parts)
 }
 
 func (p *Policy) refuse(reason string) Decision {
@@ -103,11 +104,11 @@ type part struct {
 func (t part) cite(r *row) string { return fmt.Sprintf("%s:%d", t.file, r.line) }
 
 func (p *Policy) ask(r Request, c *call) []part {
-	q := question{r.Subject.Principal, r.Subject.Tenant, r.Task, r.Tool, string(r.Action)}
+	q := question{r.Subject.Principal, r.Subject.Tenant, r.Task, r.Tool, string(r.Action), r.Could}
 	parts := []part{{p.rules.answer(q, c), p.file, p.file, c.came}}
 	for _, s := range r.Scopes {
 		// A scope is its task's alone, so it does not ask who, where or what for.
-		parts = append(parts, part{s.answer(question{tool: r.Tool, action: string(r.Action)}, c), s.file(), "the " + s.file(), c.came})
+		parts = append(parts, part{s.answer(question{tool: r.Tool, action: string(r.Action), could: r.Could}, c), s.file(), "the " + s.file(), c.came})
 	}
 	// Each part may have evaluated more; the map is made by the first that did.
 	for i := range parts {
@@ -117,7 +118,7 @@ func (p *Policy) ask(r Request, c *call) []part {
 }
 
 // decide puts the answers together: the strictest wins, and requirements add up.
-func (p *Policy) decide(action Action, parts []part) Decision {
+func (p *Policy) decide(could bool, parts []part) Decision {
 	d := Decision{Verdict: Allow, Revision: p.revision}
 	for _, t := range parts {
 		d.Verdict = min(d.Verdict, t.verdict)
@@ -130,7 +131,7 @@ func (p *Policy) decide(action Action, parts []part) Decision {
 	if d.Reason != "" {
 		return d
 	}
-	if action == List && d.Verdict == Approve {
+	if could && d.Verdict == Approve {
 		d.Verdict = Allow
 	}
 	for _, t := range parts {

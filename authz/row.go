@@ -85,7 +85,7 @@ func parseVerdict(text string) (v verdict, wrong, suggestion string) {
 
 // actions are the words of the action column, beside `*`.
 var actions = []string{string(List), string(Call), string(Read), string(Get), string(Complete), string(Subscribe),
-	string(Elicit), string(Sample), string(Roots), string(Start), string(Delegate)}
+	string(Elicit), string(Sample), string(Roots), string(Start), string(Delegate), string(Escalate)}
 
 // labels are the tool groups that say what a tool can do to data. A tool in none
 // of them counts as all of them wherever a row restricts.
@@ -93,7 +93,7 @@ var labels = []string{"reads:private", "reads:untrusted", "sends:external", "cha
 
 const (
 	rolePrefix = "role:"
-	taskPrefix = "task:" // of the tool of a start
+	taskPrefix = "task:" // of the tool of a start or a delegation
 )
 
 var (
