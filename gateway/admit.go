@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strings"
+	"time"
 
 	"toolbroker/authz"
 )
@@ -15,20 +17,53 @@ import (
 // opened by someone else. Refusals are counted per source and second, not
 // recorded one by one: they are anybody's to cause.
 func (g *Gateway) Identify(ctx context.Context, cred Credential) (Principal, error) {
-	p, err := g.Identity.Identify(ctx, cred.Bearer)
+	p, err := g.identify(ctx, cred)
 	if err == nil && cred.Session != "" {
-		err = g.sameSession(ctx, p, cred)
-	}
-	if err != nil {
-		if CodeOf(err) == Internal && !errors.Is(err, ErrUnidentified) && !errors.Is(err, ErrNotFound) {
-			return Principal{}, refuse(Internal, fmt.Errorf("identify: %w", err))
+		if err = g.sameSession(ctx, p, cred); errors.Is(err, ErrNotFound) {
+			err = &NotIdentified{Why: WhySession, Err: err}
 		}
-		g.mu.Lock()
-		g.count(count{kind: noIdent, who: sourceOf(cred.Source)})
-		g.mu.Unlock()
-		return Principal{}, refuse(Unidentified, err)
+	}
+	return p, g.unidentified(cred, err)
+}
+
+// identify asks who it is and holds the answer to what a principal must be.
+func (g *Gateway) identify(ctx context.Context, cred Credential) (Principal, error) {
+	p, err := g.Identity.Identify(ctx, cred)
+	if err != nil {
+		return Principal{}, err
+	}
+	if reserved(p.ID) != "" {
+		return Principal{}, &NotIdentified{Why: WhyMapping, Err: errors.New("a principal with a reserved prefix")}
 	}
 	return p, nil
+}
+
+// reserved returns the prefix of a name that policy reads as an operator's, a
+// role's, a group's or a kind of task's; no workload has one.
+func reserved(name string) string {
+	for _, taken := range []string{"operator:", "role:", "group:", "task:"} {
+		if strings.HasPrefix(name, taken) {
+			return taken
+		}
+	}
+	return ""
+}
+
+// unidentified counts why a credential was not taken, and makes it a refusal.
+func (g *Gateway) unidentified(cred Credential, err error) error {
+	why, known := errors.AsType[*NotIdentified](err)
+	switch {
+	case err == nil:
+		return nil
+	case !known && !errors.Is(err, ErrUnidentified):
+		return refuse(Internal, fmt.Errorf("identify: %w", err))
+	case !known:
+		why = &NotIdentified{Why: WhyUnknown, Err: err}
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.count(count{kind: noIdent + ": " + why.Why, who: sourceOf(cred.Source)})
+	return refuse(Unidentified, err)
 }
 
 // sourceOf reduces an address to what is counted: the host, and of an IPv6
@@ -68,14 +103,18 @@ func (g *Gateway) sameSession(ctx context.Context, p Principal, cred Credential)
 // OpenSession binds a new legacy session to the credential's principal and task.
 func (g *Gateway) OpenSession(ctx context.Context, cred Credential, session string) error {
 	cred.Session = ""
-	p, _, err := g.Admit(ctx, cred)
+	p, err := g.Identify(ctx, cred)
 	if err != nil {
 		return err
 	}
 	if err := g.limit(p); err != nil {
 		return err
 	}
-	if err := g.Sessions.Open(ctx, session, binding(p, cred)); err != nil {
+	t, err := g.running(ctx, &p, cred)
+	if err != nil {
+		return err
+	}
+	if err := g.Sessions.Open(ctx, session, binding(p, cred), t.Tenant, t.ID); err != nil {
 		return refuse(Internal, fmt.Errorf("open session: %w", err))
 	}
 	return nil
@@ -98,47 +137,163 @@ func (g *Gateway) Admit(ctx context.Context, cred Credential) (Principal, Task, 
 	if err != nil {
 		return Principal{}, Task{}, err
 	}
-	t, err := g.running(ctx, p, cred)
+	t, err := g.running(ctx, &p, cred)
 	return p, t, err
 }
 
-// running returns the one task the credential and the header agree on.
-func (g *Gateway) running(ctx context.Context, p Principal, cred Credential) (Task, error) {
+// running returns the one task that the credential and the request agree on,
+// and completes p's chain by those who delegated it.
+func (g *Gateway) running(ctx context.Context, p *Principal, cred Credential) (Task, error) {
 	id := p.Task
 	switch {
 	case id == "":
 		id = cred.Task
 	case cred.Task != "" && cred.Task != id:
-		return Task{}, refuse(NoTask, errors.New("the header names another task than the token"))
+		return Task{}, refuse(NoTask, errors.New("the request names another task than the token"))
 	}
 	if id == "" {
-		return Task{}, refuse(NoTask, errors.New("no task named")).
-			say("no task was named; use a task token, or name a running task in the Toolbroker-Task header")
+		t, err := g.standing(ctx, *p)
+		if err != nil {
+			return Task{}, err
+		}
+		id = t.ID
 	}
 	t, err := g.Tasks.Running(ctx, p.Tenant, id)
-	switch {
-	case errors.Is(err, ErrStale):
-		return Task{}, refuse(Internal, err).say("it cannot be confirmed right now that the task is still running, so nothing was done; try again in a moment")
-	case err != nil:
-		return Task{}, refuse(NoTask, err)
-	case t.Tenant != p.Tenant, t.Principal != p.ID:
-		return Task{}, refuse(NoTask, errors.New("another workload's task"))
+	if err == nil {
+		err = g.mayActOn(*p, t)
 	}
-	if _, ok := g.kinds[t.Kind]; !ok {
-		return Task{}, refuse(NoTask, fmt.Errorf("task kind %q is no longer configured", t.Kind))
+	if err == nil && p.Task == "" && !t.Implicit {
+		err = g.Tasks.Bind(ctx, t, p.ID, p.OnBehalfOf)
 	}
-	g.watch(t)
+	if err != nil {
+		return Task{}, g.noTask(*p, err)
+	}
+	p.Chain = t.chain(*p)
 	return t, nil
 }
 
+// mayActOn reports why a running task is not this caller's to act on.
+func (g *Gateway) mayActOn(p Principal, t Task) error {
+	kind, ok := g.kinds[t.Kind]
+	switch {
+	case t.Tenant != p.Tenant, !t.Acts(p.ID):
+		return fmt.Errorf("another workload's task: %w", ErrNoTask)
+	case p.OnBehalfOf != "" && p.OnBehalfOf != t.OnBehalfOf && HumanName(p.OnBehalfOf) != HumanName(t.OnBehalfOf):
+		return fmt.Errorf("another human's task: %w", ErrNoTask)
+	case !ok:
+		return fmt.Errorf("task kind %q is no longer configured: %w", t.Kind, ErrNoTask)
+	case kind.Bound && p.Bound == "":
+		return errUnbound
+	}
+	return nil
+}
+
+var errUnbound = fmt.Errorf("its kind wants a credential bound to a key: %w", ErrNoTask)
+
+// noTask is a refusal for whatever kept a caller from its task.
+func (g *Gateway) noTask(p Principal, err error) error {
+	r := refuse(NoTask, err)
+	switch {
+	case errors.Is(err, ErrBusy):
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		g.count(count{kind: hopped, tenant: p.Tenant, who: p.ID})
+		return r.say("this workload is on another task, and cannot turn to a second one by itself; end the first, or use a token for the second")
+	case errors.Is(err, ErrStopped):
+		return r.say("an operator stopped this; ask them to lift the stop")
+	case errors.Is(err, errUnbound):
+		return r.say("a task of this kind takes only a credential that is bound to a key of its holder (DPoP or mutual TLS)")
+	case errors.Is(err, ErrStale):
+		return refuse(Internal, err).say("it cannot be confirmed right now that the task is still running, so nothing was done; try again in a moment")
+	case errors.Is(err, ErrNoTask):
+		return r
+	}
+	if r, ok := errors.AsType[*Refusal](err); ok {
+		return r
+	}
+	return refuse(Internal, fmt.Errorf("find task: %w", err))
+}
+
+// chain is who delegated to p on this task, outermost first. A task token's own
+// chain says what the task does.
+func (t Task) chain(p Principal) []string {
+	all := t.Delegators()
+	if p.Task == "" && !slices.Equal(p.Chain, t.Chain) {
+		all = append(all, p.Chain...)
+	}
+	return all
+}
+
 // question is what authz is asked about a tool: the policy, the most a task of
-// this kind may ever do, and this task's own scope must each grant it.
-func (g *Gateway) question(p Principal, t Task, tool Tool, a authz.Action, args []byte) authz.Request {
+// this kind may ever do, this task's own scope, and the scopes of every task above
+// it must each grant it. It is asked by ask.
+func (g *Gateway) question(p Principal, t Task, tool string, a authz.Action, args []byte) authz.Request {
 	return authz.Request{
 		Subject: authz.Subject{Principal: p.ID, Tenant: p.Tenant},
-		Task:    t.Kind, Tool: tool.ID(), Action: a, Args: args, Time: g.now(),
-		Scopes: []*authz.Scope{g.kinds[t.Kind].Scope, t.Scope.Named("task " + t.ID)},
+		Task:    t.Kind, Tool: tool, Action: a, Args: args, Time: g.now(), Scopes: append(g.limits(t), g.reach(t)),
 	}
+}
+
+// ask decides. A task does nothing that a task above it might not: policy is asked
+// about the workload and kind of each of those too, and whoever must agree there
+// must agree here. Else an agent could shed what is asked of it by delegating to
+// another name.
+func (g *Gateway) ask(t Task, q authz.Request) authz.Decision {
+	d := g.Policy.Decide(q)
+	for _, a := range t.Ancestors {
+		if d.Verdict == authz.Deny {
+			break
+		}
+		q.Subject.Principal, q.Task, q.Scopes = a.Principal, a.Kind, nil
+		d = d.And(g.Policy.Decide(q), "the task above, "+a.ID)
+	}
+	return d
+}
+
+// limits are the scopes that a task can never grow beyond. A kind that is no
+// longer configured leaves nothing.
+func (g *Gateway) limits(t Task) []*authz.Scope {
+	all := make([]*authz.Scope, 0, 2*len(t.Ancestors)+2)
+	for _, a := range t.Ancestors {
+		all = append(all, g.kinds[a.Kind].Scope, a.Scope.Named("task "+a.ID))
+	}
+	return append(all, g.kinds[t.Kind].Scope)
+}
+
+// reach is the task's own scope, with what approvals added to it and has not
+// lapsed.
+func (g *Gateway) reach(t Task) *authz.Scope {
+	var rows []authz.ScopeRow
+	var until time.Time
+	for _, w := range t.Widened {
+		if g.now().Before(w.Until) {
+			rows = append(rows, w.Rows...)
+			if until.IsZero() || w.Until.Before(until) {
+				until = w.Until
+			}
+		}
+	}
+	if len(rows) == 0 {
+		return t.Scope.Named("task " + t.ID)
+	}
+	key := t.Tenant + "/" + t.ID
+	if w, ok := g.wider.Load(key); ok && w.(wider).n == len(t.Widened) && w.(wider).until.Equal(until) {
+		return w.(wider).scope
+	}
+	sum, err := t.Scope.Plus(rows)
+	if err != nil { // too many rows together; what it had, it keeps
+		return t.Scope.Named("task " + t.ID)
+	}
+	sum = sum.Named("task " + t.ID)
+	g.wider.Store(key, wider{len(t.Widened), until, sum})
+	return sum
+}
+
+// wider is a widened scope, compiled, until the first of its widenings lapses.
+type wider struct {
+	n     int
+	until time.Time
+	scope *authz.Scope
 }
 
 // untilEnded returns a context that ends with the task.
@@ -148,6 +303,7 @@ func (g *Gateway) untilEnded(ctx context.Context, t Task) (context.Context, func
 	go func() {
 		select {
 		case <-ended:
+			g.found(t)
 			cancel(errTaskEnded)
 		case <-done:
 		}
@@ -157,7 +313,8 @@ func (g *Gateway) untilEnded(ctx context.Context, t Task) (context.Context, func
 
 var errTaskEnded = fmt.Errorf("%w: it ended while the call was under way", ErrNoTask)
 
-// Tools lists what the task may be granted, sorted by alias.
+// Tools lists what the task may be granted, sorted by alias, and what the
+// gateway itself offers to it.
 func (g *Gateway) Tools(ctx context.Context, cred Credential, ref CallRef) ([]Tool, error) {
 	p, err := g.Identify(ctx, cred)
 	if err != nil {
@@ -166,19 +323,21 @@ func (g *Gateway) Tools(ctx context.Context, cred Credential, ref CallRef) ([]To
 	if err := g.limit(p); err != nil {
 		return nil, err
 	}
-	t, err := g.running(ctx, p, cred)
+	t, err := g.running(ctx, &p, cred)
 	if err != nil {
 		return nil, err
 	}
 	all := g.Servers.Tools(p.Tenant)
-	seen := make([]Tool, 0, len(all))
+	seen := make([]Tool, 0, len(all)+2)
 	for _, tool := range all {
-		if g.Policy.Decide(g.question(p, t, tool, authz.List, nil)).Verdict != authz.Deny {
+		if g.ask(t, g.question(p, t, tool.ID(), authz.List, nil)).Verdict != authz.Deny {
 			seen = append(seen, tool)
 		}
 	}
+	shown := len(seen)
+	seen = append(seen, g.offers(p, t)...)
 	ref.Source = cred.Source
-	if err := g.Recorder.Record(ctx, listFact(p, t, ref, len(seen), len(all))); err != nil {
+	if err := g.Recorder.Record(ctx, listFact(p, t, ref, shown, len(all))); err != nil {
 		return nil, refuse(Internal, fmt.Errorf("record: %w", err))
 	}
 	return seen, nil

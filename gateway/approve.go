@@ -81,7 +81,13 @@ func (g *Gateway) requestApproval(ctx context.Context, c *life) (ApprovalRequest
 	if fresh || r.State == ApprovalPending {
 		f := c.fact(audit.ApprovalRequested)
 		f.Key = r.ID + ":requested"
-		if err := g.Recorder.Durable(ctx, f); err != nil {
+		facts := []Fact{f}
+		if r.Kind == RequestEscalation {
+			e := c.fact(audit.EscalationRequested)
+			e.Key = r.ID + ":escalation"
+			facts = append(facts, e)
+		}
+		if err := g.Recorder.Durable(ctx, facts...); err != nil {
 			return ApprovalRequest{}, refuse(Internal, fmt.Errorf("record: %w", err))
 		}
 	}
@@ -125,10 +131,11 @@ func (g *Gateway) waitForHumans(ctx context.Context, c *life, r ApprovalRequest)
 
 // decideAgain asks task, tool and policy once more with the grant in hand.
 func (g *Gateway) decideAgain(ctx context.Context, c *life, grant Grant) error {
-	if _, err := g.running(ctx, c.Principal, c.Credential); err != nil {
+	p := c.Principal
+	if _, err := g.running(ctx, &p, c.Credential); err != nil {
 		return err
 	}
-	if t, ok := g.Servers.Resolve(c.Principal.Tenant, c.Name); !ok || t.Hash != grant.Request.Definition || t.ID() != c.Tool.ID() {
+	if !g.stillThere(c, grant.Request.Server+"/"+grant.Request.Tool, grant.Request.Definition) {
 		return refuse(Denied, errors.New("the tool is not the one that was approved"))
 	}
 	d, err := g.decide(c)
@@ -160,7 +167,7 @@ func (g *Gateway) satisfied(need []authz.Requirement, r ApprovalRequest) bool {
 		voters := map[string]bool{}
 		for _, v := range r.Votes {
 			op, known := g.Operators.Human(v.By)
-			if v.Approve && v.Digest == r.Digest && known && op.Name == v.By && behind(op, r) == "" &&
+			if v.Approve && v.Digest == r.Digest && known && !op.Disabled && op.Name == v.By && behind(op, r) == "" && r.mayAnswer(op) &&
 				(n.Group == "" || slices.Contains(op.Groups, n.Group) && slices.Contains(v.Groups, n.Group)) {
 				voters[v.By] = true
 			}

@@ -1,8 +1,11 @@
 package gateway
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"fmt"
+	"slices"
 	"time"
 
 	"toolbroker/authz"
@@ -48,9 +51,10 @@ func (g *Gateway) carry(ctx context.Context, c *life) (_ Result, err error) {
 	if err = g.limit(c.Principal); err != nil {
 		return Result{}, err
 	}
-	if c.Task, err = g.running(ctx, c.Principal, c.Credential); err != nil {
+	if c.Task, err = g.running(ctx, &c.Principal, c.Credential); err != nil {
 		return Result{}, err
 	}
+	defer g.takeOff(c.Task)()
 	ctx, stop := g.untilEnded(ctx, c.Task)
 	defer stop()
 
@@ -64,6 +68,9 @@ func (g *Gateway) carry(ctx context.Context, c *life) (_ Result, err error) {
 		}
 	}
 	if c.Args, err = readArguments(c.Call, c.Tool, g.shapeOf); err != nil {
+		return Result{}, err
+	}
+	if err = c.keepsItsToken(); err != nil {
 		return Result{}, err
 	}
 
@@ -84,10 +91,12 @@ func (g *Gateway) carry(ctx context.Context, c *life) (_ Result, err error) {
 		}
 	}
 
-	if c.Lease, err = g.Leases.Lease(ctx, c.Principal.Tenant, c.Task.ID, c.ID, c.Tool.Server); err != nil {
-		return Result{}, refuse(NoCredential, err)
+	if err = g.Tasks.Spend(ctx, c.Task); err != nil {
+		return Result{}, overBudget(err)
 	}
-	g.guard(c.Lease, c.Task)
+	if c.Lease, err = g.lease(ctx, c); err != nil {
+		return Result{}, err
+	}
 	// A queue for a lease can take seconds.
 	if err = g.stillStands(ctx, c); err != nil {
 		return Result{}, err
@@ -101,11 +110,14 @@ func (g *Gateway) carry(ctx context.Context, c *life) (_ Result, err error) {
 // resolve finds the tool, if this task may see it. What it returns beside a
 // refusal is for the record; the agent reads the same words for both.
 func (g *Gateway) resolve(c *life) (Tool, error) {
+	if t, ok := g.offer(c); ok {
+		return t, nil
+	}
 	t, ok := g.Servers.Resolve(c.Principal.Tenant, c.Name)
 	if !ok {
 		return Tool{Server: audit.Unknown, Name: clip(c.Name)}, refuse(UnknownTool, errors.New("no tool of that name"))
 	}
-	d := g.Policy.Decide(g.question(c.Principal, c.Task, t, authz.List, nil))
+	d := g.ask(c.Task, g.question(c.Principal, c.Task, t.ID(), authz.List, nil))
 	if d.Verdict == authz.Deny {
 		c.Decision = d
 		return t, refuse(UnknownTool, errors.New("hidden from this task"))
@@ -115,7 +127,10 @@ func (g *Gateway) resolve(c *life) (Tool, error) {
 
 // decide asks the policy and every scope about these arguments, now.
 func (g *Gateway) decide(c *life) (authz.Decision, error) {
-	d := g.Policy.Decide(g.question(c.Principal, c.Task, c.Tool, authz.Call, c.Args.raw))
+	if c.Tool.ours != nil {
+		return c.Tool.ours.decide(g, c)
+	}
+	d := g.ask(c.Task, g.question(c.Principal, c.Task, c.Tool.ID(), authz.Call, c.Args.raw))
 	if d.Verdict == authz.Deny {
 		return d, refuse(Denied, nil)
 	}
@@ -131,11 +146,11 @@ func (g *Gateway) decide(c *life) (authz.Decision, error) {
 // stillStands compares the task and the policy once more, just before the call
 // leaves. Only a changed policy is asked again.
 func (g *Gateway) stillStands(ctx context.Context, c *life) error {
-	if _, err := g.running(ctx, c.Principal, c.Credential); err != nil {
+	p := c.Principal
+	if _, err := g.running(ctx, &p, c.Credential); err != nil {
 		return err
 	}
-	t, ok := g.Servers.Resolve(c.Principal.Tenant, c.Name)
-	if !ok || t.ID() != c.Tool.ID() || t.Hash != c.Tool.Hash {
+	if !g.stillThere(c, c.Tool.ID(), c.Tool.Hash) {
 		return refuse(UnknownTool, errors.New("definition changed while the call was under way"))
 	}
 	if g.Policy.Revision() == c.Decision.Revision {
@@ -152,10 +167,62 @@ func (g *Gateway) stillStands(ctx context.Context, c *life) error {
 	return nil
 }
 
+// stillThere reports whether the name that the agent called still means this
+// tool, as it was defined.
+func (g *Gateway) stillThere(c *life, id, hash string) bool {
+	if c.Tool.ours != nil {
+		return id == c.Tool.ID() && hash == c.Tool.Hash
+	}
+	t, ok := g.Servers.Resolve(c.Principal.Tenant, c.Name)
+	return ok && t.ID() == id && t.Hash == hash
+}
+
+// keepsItsToken refuses a call that would send the caller's own credential: no tool
+// gets that, whoever asked the agent to send it.
+func (c *life) keepsItsToken() error {
+	own := []Secret{c.Credential.Bearer}
+	for _, text := range [][]byte{c.Args.raw, c.Args.outgoing()} {
+		switch {
+		case len(text) < len(c.Credential.Bearer.value):
+			continue
+		case slices.ContainsFunc(forms(own), func(form []byte) bool { return bytes.Contains(text, form) }):
+		case !bytes.ContainsAny(text, `\%&`) || !Holds(text, own): // a mesh costs much, and only escapes need one
+			continue
+		}
+		return refuse(Denied, errors.New("the call holds the caller's own credential")).
+			say("the call holds your own credential; no tool may have it")
+	}
+	return nil
+}
+
+func overBudget(err error) error {
+	if errors.Is(err, ErrTooMany) {
+		return refuse(OverBudget, err)
+	}
+	return refuse(Internal, fmt.Errorf("spend: %w", err))
+}
+
+// lease gets the credential that the call's server needs, if it needs one. From
+// here on it is looked for in whatever comes back.
+func (g *Gateway) lease(ctx context.Context, c *life) (Lease, error) {
+	if c.Tool.ours != nil {
+		return Lease{}, nil
+	}
+	l, err := g.Leases.Lease(ctx, c.Principal.Tenant, c.Task.ID, c.ID, c.Tool.Server)
+	if err != nil {
+		return Lease{}, refuse(NoCredential, err)
+	}
+	g.guard(l, c.Task)
+	return l, nil
+}
+
 // forward sends what was decided and records what came of it before the agent
 // reads it.
 func (g *Gateway) forward(ctx context.Context, c *life) (Result, error) {
 	c.Sent = g.now()
+	if c.Tool.ours != nil {
+		return g.serve(ctx, c)
+	}
 	result, err := g.Servers.Forward(ctx, Forward{
 		CallID: c.ID, Tool: c.Tool, Args: c.Args.raw, Meta: c.Args.outgoing(), Progress: c.Stream != nil,
 		Principal: c.Principal, Task: c.Task, Session: c.Credential.Session, Lease: c.Lease,

@@ -41,7 +41,9 @@ func TestEveryEnd(t *testing.T) {
 			"tool.call.allowed secret.issued tool.call.completed", 1},
 		{"nobody", "nobody", "files__read", `{}`, nil, gateway.Unidentified, "", 0},
 		{"no task named", "key", "files__read", `{}`, nil, gateway.NoTask, "tool.call.denied:no_task", 0},
-		{"task ended", "a", "files__read", `{}`, func(h *gatewaytest.House) { h.Tasks.End(context.Background(), "acme", "task-a", "x") },
+		{"task ended", "a", "files__read", `{}`, func(h *gatewaytest.House) {
+			h.Tasks.End(context.Background(), "acme", "task-a", gateway.Ending{As: gateway.TaskEnded, By: "x"})
+		},
 			gateway.NoTask, "tool.call.denied:no_task", 0},
 		{"task cannot be confirmed", "a", "files__read", `{}`, func(h *gatewaytest.House) { h.Tasks.Stale = true },
 			gateway.Internal, "tool.call.denied:internal", 0},
@@ -59,7 +61,9 @@ func TestEveryEnd(t *testing.T) {
 		{"no credential", "a", "files__read", `{}`, func(h *gatewaytest.House) { h.Leases.Err = errors.New("sealed") },
 			gateway.NoCredential, "tool.call.allowed tool.call.denied:no_credential", 0},
 		{"task ends while a credential is fetched", "a", "files__read", `{}`, func(h *gatewaytest.House) {
-			h.Leases.Before = func() { h.Tasks.End(context.Background(), "acme", "task-a", "x") }
+			h.Leases.Before = func() {
+				h.Tasks.End(context.Background(), "acme", "task-a", gateway.Ending{As: gateway.TaskEnded, By: "x"})
+			}
 		}, gateway.NoTask, "tool.call.allowed secret.issued tool.call.denied:no_task", 0},
 		{"policy changes while a credential is fetched", "a", "files__read", `{}`, func(h *gatewaytest.House) {
 			h.Leases.Before = func() { h.Policy.Set("p, agent:a, acme, work, files/slow, call, , allow") }
@@ -157,7 +161,7 @@ func TestTaskEndCancelsCall(t *testing.T) {
 	if gateway.CodeOf(err) != gateway.NoTask {
 		t.Fatalf("%v", err)
 	}
-	if log := h.Events(); log != "tool.call.allowed task.ended tool.call.cancelled:no_task" {
+	if log := h.Events(); log != "tool.call.allowed task.ending tool.call.cancelled:no_task" {
 		t.Fatalf("log: %s", log)
 	}
 }
@@ -221,7 +225,7 @@ func TestRateLimit(t *testing.T) {
 func TestRefusalsAreLimitedToo(t *testing.T) {
 	now := time.Unix(1_800_000_000, 0)
 	h := gatewaytest.New(t, func(c *gateway.Config) { c.CallsPerSecond, c.Now = 2, func() time.Time { return now } })
-	h.Tasks.End(t.Context(), "acme", "task-a", "x")
+	h.Tasks.End(t.Context(), "acme", "task-a", gateway.Ending{As: gateway.TaskEnded, By: "x"})
 	for range 100 {
 		_, _ = h.Call(t.Context(), "files__read", `{}`)
 		h.Malformed(t.Context(), gateway.Credential{Bearer: gateway.NewSecret("a")})
@@ -292,7 +296,7 @@ func TestTenantDay(t *testing.T) {
 // A list shows what could be granted, and nothing of a neighbour's.
 func TestList(t *testing.T) {
 	h := gatewaytest.New(t)
-	for bearer, want := range map[string]string{"a": "files__pay files__read files__slow files__write", "b": "files__read"} {
+	for bearer, want := range map[string]string{"a": "files__pay files__read files__slow files__write toolbroker__delegate toolbroker__request_access", "b": "files__read"} {
 		tools, err := h.Tools(t.Context(), gateway.Credential{Bearer: gateway.NewSecret(bearer)}, gateway.CallRef{})
 		if err != nil {
 			t.Fatal(err)

@@ -40,9 +40,10 @@ func sha(b []byte) string {
 func (g *Gateway) newRequest(c *life) (ApprovalRequest, error) {
 	p, t, now := c.Principal, c.Task, g.now().UTC()
 	r := ApprovalRequest{
-		ID: newID("apr"), Tenant: p.Tenant,
+		ID: newID("apr"), Kind: RequestCall, Tenant: p.Tenant,
 		Principal: p.ID, OnBehalfOf: p.OnBehalfOf, Owner: p.Owner, Chain: p.Chain,
 		TaskID: t.ID, TaskKind: t.Kind, TaskOwner: t.Owner, TaskFor: t.OnBehalfOf, StartedBy: t.StartedBy, Purpose: t.Purpose,
+		Asserted: t.Claims.asserted(), Implicit: t.Implicit, Approvers: t.Approvers,
 		Server: c.Tool.Server, Tool: c.Tool.Name, Alias: c.Tool.Alias, Definition: c.Tool.Hash,
 		Args: c.Args.raw, ArgsDigest: c.Args.rawDigest, ArgsCanon: c.Args.canonDigest, Meta: c.Args.meta,
 		Need: c.Decision.Need, Rules: c.Decision.Rules, Class: c.Tool.Class, Revision: c.Decision.Revision,
@@ -51,7 +52,21 @@ func (g *Gateway) newRequest(c *life) (ApprovalRequest, error) {
 	if r.Expires.After(t.Expires) {
 		r.Expires = t.Expires.UTC()
 	}
+	for _, a := range t.Ancestors {
+		r.TaskChain, r.Starters = append(r.TaskChain, a.ID), append(r.Starters, a.StartedBy)
+	}
+	refused := []string{r.ArgsCanon}
+	if c.Tool.ours != nil {
+		r.Kind, refused = c.Tool.ours.asks(c)
+	}
 	var err error
+	for _, what := range refused {
+		d, err := denial(r, t.Human(), what)
+		if err != nil {
+			return r, fmt.Errorf("denial: %w", err)
+		}
+		r.Denials = append(r.Denials, d)
+	}
 	if r.Fingerprint, err = fingerprint(r); err != nil {
 		return r, fmt.Errorf("fingerprint: %w", err)
 	}
@@ -69,6 +84,16 @@ func fingerprint(r ApprovalRequest) (string, error) {
 	})
 }
 
+// denial names the call whatever task it is made on: what a human said no to
+// stays refused to that workload and human, on another task too. A human whom
+// nobody proved is none: naming one washes nothing off.
+func denial(r ApprovalRequest, human, what string) (string, error) {
+	return digestOf("toolbroker-denial-v1", map[string]any{
+		"tenant": r.Tenant, "principal": r.Principal, "human": HumanName(human),
+		"server": r.Server, "tool": r.Tool, "what": what, "meta": r.Meta,
+	})
+}
+
 // ApprovalDigest is what an operator answers to. Whoever shows, stores or claims
 // a request can compute it again from the request; see docs/audit-format.md.
 func ApprovalDigest(r ApprovalRequest) (string, error) {
@@ -76,6 +101,6 @@ func ApprovalDigest(r ApprovalRequest) (string, error) {
 	copy(need, r.Need)
 	return digestOf("toolbroker-approval-v1", map[string]any{
 		"fingerprint": r.Fingerprint, "raw_arguments": r.ArgsDigest, "id": r.ID, "need": need,
-		"class": r.Class, "expires": r.Expires.UTC().UnixMilli(), "revision": r.Revision,
+		"class": r.Class, "expires": r.Expires.UTC().UnixMilli(), "revision": r.Revision, "kind": r.Kind, "approvers": orEmpty(r.Approvers),
 	})
 }

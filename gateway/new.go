@@ -53,6 +53,10 @@ type Config struct {
 	// their expiry: a store that forgot cannot bring them back.
 	Used map[string]time.Time
 
+	// ReferenceKey keys the digests that are kept of tasks' references; the same
+	// on every replica. Default: a random one, so that none can be compared.
+	ReferenceKey []byte
+
 	Logger *slog.Logger     // operational log; default discards
 	Now    func() time.Time // default time.Now
 }
@@ -65,9 +69,10 @@ type Gateway struct {
 	mu       sync.Mutex
 	limiters map[string]*rate.Limiter
 	held     map[string]int
-	watched  map[string]struct{} // tasks whose end this replica waits for
 	counts   map[count]int64     // refusals that are counted, not written one by one
 	shapes   sync.Map            // definition hash to *shape
+	wider    sync.Map            // tasks to wider: scopes that approvals added to
+	flights  map[string]*flights // calls under way here, by task
 	closing  sync.WaitGroup
 	stopped  chan struct{} // closed when Run ends
 
@@ -99,6 +104,9 @@ func New(c Config) (*Gateway, error) {
 	c.Held = cmp.Or(c.Held, 8)
 	c.HeldTenant = cmp.Or(c.HeldTenant, 64)
 	c.TenantDay = cmp.Or(c.TenantDay, 1_000_000)
+	if len(c.ReferenceKey) == 0 {
+		c.ReferenceKey = []byte(rand.Text())
+	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -107,7 +115,7 @@ func New(c Config) (*Gateway, error) {
 	}
 	g := &Gateway{
 		Config: c, kinds: map[string]TaskKind{},
-		limiters: map[string]*rate.Limiter{}, held: map[string]int{}, watched: map[string]struct{}{}, counts: map[count]int64{}, stopped: make(chan struct{}),
+		limiters: map[string]*rate.Limiter{}, held: map[string]int{}, flights: map[string]*flights{}, counts: map[count]int64{}, stopped: make(chan struct{}),
 		mesh: newMesh(), guarded: map[string]map[string]bool{}, calls: map[string]int64{}, used: maps.Clone(c.Used),
 	}
 	if g.used == nil {
@@ -118,6 +126,13 @@ func New(c Config) (*Gateway, error) {
 			return nil, fmt.Errorf("gateway: task kind %s has no scope", k.Name)
 		}
 		k.Scope = k.Scope.Named("task kind " + k.Name)
+		if k.Initial != nil {
+			initial, err := k.Initial.Narrow(k.Scope)
+			if err != nil {
+				return nil, fmt.Errorf("gateway: task kind %s: initial scope: %w", k.Name, err)
+			}
+			k.Initial = initial
+		}
 		g.kinds[k.Name] = k
 	}
 	return g, nil
@@ -203,11 +218,13 @@ type count struct {
 }
 
 const (
-	overLimit = "over the rate limit"
-	overDay   = "over the tenant's calls of the day"
-	malformed = "a request that could not be read"
-	noIdent   = "no valid credential"
-	everyone  = "other sources" // once a second has seen too many sources to name
+	overLimit  = "over the rate limit"
+	overDay    = "over the tenant's calls of the day"
+	malformed  = "a request that could not be read"
+	noIdent    = "no valid credential"
+	hopped     = "on another root task"
+	noStanding = "no standing task may start"
+	everyone   = "other sources" // once a second has seen too many sources to name
 )
 
 // count adds one; g.mu is held. Sources are bounded, so that whoever has many

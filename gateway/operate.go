@@ -24,6 +24,7 @@ const (
 	MayVote  Right = "vote on requests"
 	MayStart Right = "start tasks"
 	MayEnd   Right = "end tasks"
+	MayStop  Right = "set and lift stops"
 )
 
 // rights is the whole table: what each role may do. May is the one function
@@ -32,7 +33,7 @@ var rights = map[string][]Right{
 	"viewer":   {MaySee},
 	"auditor":  {MaySee},
 	"approver": {MaySee, MayVote, MayEnd},
-	"admin":    {MaySee, MayStart, MayEnd},
+	"admin":    {MaySee, MayStart, MayEnd, MayStop},
 }
 
 // Roles lists the operators' roles.
@@ -47,6 +48,10 @@ func (op Operator) Can(r Right) bool {
 // may returns nil when the operator has the right in the tenant. A tenant that
 // is not the operator's does not exist for it. Refusals are recorded.
 func (g *Gateway) may(ctx context.Context, op Operator, r Right, tenant string) error {
+	if op.Disabled {
+		g.recordOperator(ctx, Fact{Type: audit.OperatorRefused, Tenant: orUnknown(oneOf(tenant, g.Config.Tenants)), Operator: &op, Detail: "disabled"})
+		return &Forbidden{Why: "This operator is disabled."}
+	}
 	if !slices.Contains(op.Tenants, "*") && !slices.Contains(op.Tenants, tenant) || !slices.Contains(g.Config.Tenants, tenant) {
 		g.recordOperator(ctx, Fact{Type: audit.OperatorRefused, Tenant: orUnknown(oneOf(tenant, g.Config.Tenants)), Operator: &op, Detail: "not this operator's tenant"})
 		return ErrNotFound
@@ -192,6 +197,8 @@ func behind(op Operator, r ApprovalRequest) string {
 		return "You own this task."
 	case self(r.StartedBy):
 		return "You started this task."
+	case slices.ContainsFunc(r.Starters, self):
+		return "You started a task above this one."
 	case self(r.OnBehalfOf), self(r.TaskFor):
 		return "The agent acts for you."
 	case self(r.Owner):
@@ -200,6 +207,15 @@ func behind(op Operator, r ApprovalRequest) string {
 		return "You are this agent, as far as we know."
 	}
 	return ""
+}
+
+// mayAnswer reports whether the task's own approvers, if it has any, let an
+// operator answer. They narrow what policy asks for, and never add to it.
+func (r ApprovalRequest) mayAnswer(op Operator) bool {
+	return len(r.Approvers) == 0 || slices.ContainsFunc(r.Approvers, func(a string) bool {
+		group, is := strings.CutPrefix(a, "group:")
+		return a == op.Name || is && slices.Contains(op.Groups, group)
+	})
 }
 
 // fourEyes reports whether every human behind a call is one we know, so that a
@@ -218,8 +234,14 @@ func (g *Gateway) fourEyes(p Principal, t Task) bool {
 
 // MayVote returns nil, or a *Forbidden with the sentence why not.
 func (g *Gateway) MayVote(op Operator, r ApprovalRequest) error {
+	if op.Disabled {
+		return &Forbidden{Why: "This operator is disabled."}
+	}
 	if why := behind(op, r); why != "" {
 		return &Forbidden{Why: why + " Someone else has to answer this request."}
+	}
+	if !r.mayAnswer(op) {
+		return &Forbidden{Why: "The task lets only " + strings.Join(r.Approvers, ", ") + " answer this request."}
 	}
 	if !slices.ContainsFunc(op.Roles, func(role string) bool { return slices.Contains(rights[role], MayVote) }) {
 		return &Forbidden{Why: "Your roles do not let you vote on requests."}
@@ -283,6 +305,11 @@ func (g *Gateway) Vote(ctx context.Context, op Operator, tenant, id string, appr
 		g.recordOperator(ctx, f)
 		return none, err
 	}
+	if after.Kind == RequestEscalation && after.State == ApprovalDenied {
+		f := operatorFact(audit.EscalationRefused, op, after)
+		f.Code, f.Detail = DeniedByOperator, "an operator said no"
+		g.recordOperator(ctx, f)
+	}
 	return after, nil
 }
 
@@ -292,11 +319,20 @@ func plainText(what, s string, most int) error {
 		return &Forbidden{Why: fmt.Sprintf("%s can have at most %d characters.", what, most)}
 	}
 	for _, r := range s {
-		if r == utf8.RuneError || unicode.Is(unicode.C, r) && r != '\n' && r != '\t' || unicode.In(r, unicode.Zl, unicode.Zp) {
+		if r != '\n' && r != '\t' && hidden(r) {
 			return &Forbidden{Why: what + " contains a hidden or control character."}
 		}
 	}
 	return nil
+}
+
+// hidden reports whether a reader would not see r as a mark of its own: controls,
+// direction marks, separators, what is ignored by default, variation selectors,
+// and the letter that looks like a space.
+func hidden(r rune) bool {
+	const brailleBlank = '\u2800'
+	return r == utf8.RuneError || r == brailleBlank || r != ' ' && !unicode.IsPrint(r) ||
+		unicode.In(r, unicode.Other_Default_Ignorable_Code_Point, unicode.Variation_Selector)
 }
 
 // Changes sends whenever some approval request changed; it stops with ctx.

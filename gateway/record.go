@@ -37,6 +37,8 @@ type Fact struct {
 	Operator  *Operator
 	Outcome   *Outcome
 	Policy    *audit.PolicyRef
+	Closing   *Closing
+	Stop      *Stop
 	Count     int64
 	Unbound   string // why there is no task
 	Detail    string // ours, in words; never an argument, a result or a secret
@@ -160,7 +162,8 @@ func (g *Gateway) recordUse(ctx context.Context, c *life) error {
 			return refuse(Internal, err)
 		}
 		if err := g.Approvals.Consume(ctx, *c.Grant); err != nil {
-			if _, ended := g.running(ctx, c.Principal, c.Credential); CodeOf(ended) == NoTask && ended != nil {
+			p := c.Principal
+			if _, ended := g.running(ctx, &p, c.Credential); CodeOf(ended) == NoTask && ended != nil {
 				return ended // its end cancelled the grant
 			}
 			f := c.fact(audit.ApprovalConsumeRefused)
@@ -292,6 +295,10 @@ func countedFact(c count, n int64) Fact {
 		f.Type, f.Code = audit.RateLimited, TooMany
 	case malformed:
 		f.Type, f.Code = audit.RequestRejected, BadArguments
+	case noStanding:
+		f.Type, f.Code = audit.TaskStartRefused, Denied
+	case hopped:
+		f.Type, f.Code = audit.TaskNotNamed, NoTask
 	default:
 		return f
 	}
@@ -322,7 +329,7 @@ func (f Fact) event() audit.Event {
 	}
 	if p := f.Principal; p != nil {
 		e.Workload = &audit.Workload{
-			Authn: orUnknown(p.Authn), Credential: orUnknown(p.Credential), Delegation: orEmpty(p.Chain), ID: p.ID, Owner: orUnknown(p.Owner),
+			Authn: orUnknown(p.Authn), Bound: orNone(p.Bound), Credential: orUnknown(p.Credential), Delegation: orEmpty(p.Chain), ID: p.ID, Owner: orUnknown(p.Owner),
 			OnBehalfOf: orNone(p.OnBehalfOf),
 		}
 	}
@@ -364,7 +371,24 @@ func (f Fact) event() audit.Event {
 	}
 	if l := f.Lease; l != nil {
 		e.Secret = secretEvent(*l, f.LeaseEnd)
-		e.Corr = &audit.Corr{VaultRequestID: orUnknown(l.RequestID)}
+		e.Corr = corrEvent(f.Principal, *l)
+	} else if p := f.Principal; p != nil && p.Issuer != "" {
+		e.Corr = corrEvent(p, Lease{RequestID: "none"})
+	}
+	if c := f.Closing; c != nil {
+		e.Closing = &audit.Closing{
+			Approvals: c.Approvals, Calls: c.Calls, Children: c.Children, Leases: c.Leases, Links: c.Links, Sessions: c.Sessions,
+			Unproven: orEmpty(c.Unproven), Why: audit.Unknown,
+		}
+		if t := f.Task; t != nil {
+			e.Closing.Why = orNone(t.Why)
+			if !t.Closed.IsZero() {
+				e.Closing.TookMS = t.Closed.Sub(t.Ended).Milliseconds()
+			}
+		}
+	}
+	if s := f.Stop; s != nil {
+		e.Stop = &audit.Stop{Kind: string(s.Kind), Name: s.Name, Reason: s.Reason}
 	}
 	if o := f.Operator; o != nil {
 		e.Operator = &audit.Operator{Name: o.Name, Groups: orEmpty(o.Groups), Source: orUnknown(o.Source)}
@@ -390,10 +414,44 @@ func fourEyes(known bool) string {
 const engine = "casbin/2 model toolbroker/1"
 
 func taskEvent(t Task) *audit.Task {
-	return &audit.Task{
-		Expires: stamp(t.Expires), ID: t.ID, Kind: t.Kind, OnBehalf: orNone(t.OnBehalfOf), Owner: orUnknown(t.Owner), Parent: orNone(t.Parent),
-		Purpose: t.Purpose, ScopeHash: scopeHash(t.Scope), State: orUnknown(string(t.State)),
+	e := &audit.Task{
+		Approvers: t.Approvers, Asserted: t.Claims.asserted(), Chain: make([]string, len(t.Ancestors)),
+		Expires: stamp(t.Expires), ID: t.ID, Implicit: t.Implicit, Kind: t.Kind, Labels: t.Labels, OnBehalf: orNone(t.OnBehalfOf),
+		Owner: orUnknown(t.Owner), Parent: orNone(t.Parent), Purpose: t.Purpose, Reference: t.Reference,
+		ScopeHash: scopeHash(t.Scope), State: orUnknown(string(t.State)),
 	}
+	for i, a := range t.Ancestors {
+		e.Chain[i] = a.ID
+	}
+	for _, w := range t.Widened {
+		e.Widened = append(e.Widened, w.Approval)
+	}
+	return e
+}
+
+// asserted lists the claims whose worth is their starter's word.
+func (c Claims) asserted() []string {
+	out := []string{}
+	for _, one := range []struct {
+		name  string
+		claim Claim
+	}{
+		{"approvers", c.Approvers}, {"labels", c.Labels}, {"on_behalf_of", c.OnBehalfOf}, {"owner", c.Owner},
+		{"purpose", c.Purpose}, {"reference", c.Reference},
+	} {
+		if one.claim == Asserted {
+			out = append(out, one.name)
+		}
+	}
+	return out
+}
+
+func corrEvent(p *Principal, l Lease) *audit.Corr {
+	c := &audit.Corr{OAuthClient: "none", OAuthIssuer: "none", VaultRequestID: orUnknown(l.RequestID)}
+	if p != nil {
+		c.OAuthClient, c.OAuthIssuer = orNone(p.Client), orNone(p.Issuer)
+	}
+	return c
 }
 
 func scopeHash(s *authz.Scope) string {

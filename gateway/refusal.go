@@ -21,6 +21,7 @@ const (
 	NoCredential     Code = "no_credential"
 	Downstream       Code = "downstream"
 	TooMany          Code = "too_many"
+	OverBudget       Code = "over_budget"
 	Cancelled        Code = "cancelled"
 	Internal         Code = "internal"
 )
@@ -28,7 +29,7 @@ const (
 // Codes lists every code, for those who must have a row for each.
 var Codes = []Code{
 	Unidentified, NoTask, UnknownTool, BadArguments, Denied, PendingApproval, DeniedByOperator,
-	ApprovalExpires, NoCredential, Downstream, TooMany, Cancelled, Internal,
+	ApprovalExpires, NoCredential, Downstream, TooMany, OverBudget, Cancelled, Internal,
 }
 
 // what an agent reads where nothing more precise is said.
@@ -44,6 +45,7 @@ var words = map[Code]string{
 	NoCredential:     "no credential could be had for this tool's server; try again later",
 	Downstream:       "the tool's server did not give a usable answer",
 	TooMany:          "too many calls at once; slow down and try again",
+	OverBudget:       "this task has used up its calls; ask whoever started you for a new one",
 	Cancelled:        "the call was cancelled",
 	Internal:         "the gateway could not carry out the call; give the call id to whoever runs it",
 }
@@ -111,3 +113,44 @@ func CodeOf(err error) Code { return asRefusal(err).Code }
 type Forbidden struct{ Why string }
 
 func (f *Forbidden) Error() string { return f.Why }
+
+// A NotIdentified says why a credential is not one. It wraps [ErrUnidentified].
+type NotIdentified struct {
+	Why   string   // one of the Why words: what refusals are counted by
+	Scope []string // with WhyScope: what a token must have, and its holder could get
+	Err   error    // ours; holds nothing of the credential
+}
+
+// Why a credential was not taken. The set is closed: it is what an outsider can
+// make the log say.
+const (
+	WhyNone      = "no credential"
+	WhyMalformed = "not a token that can be read"
+	WhyUnknown   = "no such key"
+	WhyIssuer    = "an issuer that is not configured"
+	WhyAudience  = "a token for somebody else"
+	WhyExpired   = "expired"
+	WhyEarly     = "not valid yet"
+	WhyAlgorithm = "an algorithm that is not allowed"
+	WhySignature = "a signature that does not verify"
+	WhyKeys      = "the issuer's keys cannot be had"
+	WhyProof     = "no valid proof of possession"
+	WhyReplay    = "a proof that was used before"
+	WhyMapping   = "nobody whom a rule names"
+	WhyScope     = "a token without the scope it needs"
+	WhyBusy      = "too many tokens to verify at once"
+	WhySession   = "another's session"
+)
+
+func (u *NotIdentified) Error() string {
+	if u.Err == nil {
+		return "unidentified: " + u.Why
+	}
+	return "unidentified: " + u.Why + ": " + u.Err.Error()
+}
+
+// Is makes it an [ErrUnidentified].
+func (u *NotIdentified) Is(target error) bool { return target == ErrUnidentified }
+
+// Unwrap returns the cause, for us.
+func (u *NotIdentified) Unwrap() error { return u.Err }

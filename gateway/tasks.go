@@ -2,160 +2,21 @@ package gateway
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
-	"time"
 
-	"toolbroker/authz"
 	"toolbroker/gateway/audit"
 )
 
-// A TaskSpec is what somebody wants a task to be.
-type TaskSpec struct {
-	Tenant     string // an operator's; a caller's own tenant otherwise
-	Kind       string
-	Purpose    string // untrusted text, at most 500 characters
-	Principal  string // the workload that will act on it; empty for the caller itself
-	OnBehalfOf string // the human it is for, if any
-	TTL        time.Duration
-	Scope      []authz.ScopeRow // narrows the kind's scope; empty for all of it
-}
-
-// StartTask starts a task for a caller with a credential of its own, and returns
-// the token that is the task. A task token starts nothing.
-func (g *Gateway) StartTask(ctx context.Context, cred Credential, spec TaskSpec) (Task, Secret, error) {
-	p, err := g.Identify(ctx, cred)
-	if err != nil {
-		return Task{}, Secret{}, err
-	}
-	if err := g.limit(p); err != nil {
-		return Task{}, Secret{}, err
-	}
-	spec.Tenant = p.Tenant
-	if spec.Principal == "" {
-		spec.Principal = p.ID
-	}
-	// The human behind the caller's credential is behind whatever it starts: a
-	// caller that could name another could choose who may approve.
-	if p.OnBehalfOf != "" {
-		if spec.OnBehalfOf != "" && HumanName(spec.OnBehalfOf) != HumanName(p.OnBehalfOf) {
-			return g.notStarted(ctx, Fact{Principal: &p}, spec, refuse(BadArguments, errors.New("another human than the credential's")).
-				say("on_behalf_of names another human than the one this credential acts for"))
-		}
-		spec.OnBehalfOf = p.OnBehalfOf
-	}
-	if p.Task != "" {
-		return g.notStarted(ctx, Fact{Principal: &p}, spec, refuse(Denied, errors.New("a task token starts nothing")))
-	}
-	return g.start(ctx, p.ID, p.Owner, Fact{Principal: &p}, spec)
-}
-
-// TaskStart starts a task for an operator, who becomes its owner.
-func (g *Gateway) TaskStart(ctx context.Context, op Operator, spec TaskSpec) (Task, Secret, error) {
-	if err := g.may(ctx, op, MayStart, spec.Tenant); err != nil {
-		return Task{}, Secret{}, err
-	}
-	if spec.Principal == "" {
-		return Task{}, Secret{}, &Forbidden{Why: "Name the principal that will act on the task."}
-	}
-	t, token, err := g.start(ctx, "operator:"+op.Name, op.Name, Fact{Operator: &op}, spec)
-	if r, ok := errors.AsType[*Refusal](err); ok && r.Code != Internal {
-		err = &Forbidden{Why: r.Say}
-	}
-	return t, token, err
-}
-
-// start asks policy, records, and registers; in that order, so that no task runs
-// that is not on record.
-func (g *Gateway) start(ctx context.Context, starter, owner string, who Fact, spec TaskSpec) (Task, Secret, error) {
-	t, err := g.newTask(starter, owner, spec)
-	if err != nil {
-		return g.notStarted(ctx, who, spec, err)
-	}
-	args, err := json.Marshal(map[string]string{"principal": t.Principal, "on_behalf_of": t.OnBehalfOf})
-	if err != nil {
-		return g.notStarted(ctx, who, spec, refuse(Internal, err))
-	}
-	d := g.Policy.Decide(authz.Request{
-		Subject: authz.Subject{Principal: starter, Tenant: t.Tenant},
-		Task:    t.Kind, Tool: "task:" + t.Kind, Action: authz.Start, Args: args, Time: g.now(),
-	})
-	who.Decision = &d
-	switch d.Verdict {
-	case authz.Deny:
-		return g.notStarted(ctx, who, spec, refuse(Denied, nil).say("policy does not let you start a task of this kind"))
-	case authz.Approve: // nobody is asked about a start in this version
-		return g.notStarted(ctx, who, spec, refuse(Denied, errors.New("a start that needs approval")).say("a task of this kind needs approval to start, which cannot be given here"))
-	}
-	f := who
-	f.Type, f.Tenant, f.Task = audit.TaskStarted, t.Tenant, &t
-	if err := g.Recorder.Durable(ctx, f); err != nil {
-		return Task{}, Secret{}, refuse(Internal, fmt.Errorf("record start: %w", err))
-	}
-	token, err := g.Tasks.Start(ctx, t)
-	if err != nil {
-		f.Type, f.Code, f.Detail = audit.TaskStartRefused, Internal, "the task could not be registered after its start was recorded"
-		g.recordOperator(ctx, f)
-		return Task{}, Secret{}, refuse(Internal, fmt.Errorf("start task: %w", err))
-	}
-	return t, token, nil
-}
-
-func (g *Gateway) notStarted(ctx context.Context, who Fact, spec TaskSpec, err error) (Task, Secret, error) {
-	r := asRefusal(err)
-	who.Type, who.Tenant, who.Code, who.Detail = audit.TaskStartRefused, spec.Tenant, r.Code, r.detail()
-	who.Unbound = "the task was not started"
-	g.recordOperator(ctx, who)
-	return Task{}, Secret{}, r
-}
-
-func (g *Gateway) newTask(starter, owner string, spec TaskSpec) (Task, error) {
-	bad := func(format string, args ...any) error {
-		return refuse(BadArguments, nil).say(fmt.Sprintf(format, args...))
-	}
-	kind, ok := g.kinds[spec.Kind]
-	if !ok || len(kind.Tenants) > 0 && !slices.Contains(kind.Tenants, spec.Tenant) || !slices.Contains(g.Config.Tenants, spec.Tenant) {
-		return Task{}, bad("unknown task kind")
-	}
-	if owner == "" {
-		return Task{}, bad("the credential has no accountable owner, so it cannot start a task")
-	}
-	if spec.TTL < 0 || spec.TTL > kind.TTL {
-		return Task{}, bad("a task of this kind can run for at most %s", kind.TTL)
-	}
-	if spec.TTL == 0 {
-		spec.TTL = kind.TTL
-	}
-	for what, s := range map[string]string{"The purpose": spec.Purpose, "on_behalf_of": spec.OnBehalfOf, "The principal": spec.Principal} {
-		if err := plainText(what, s, 500); err != nil {
-			return Task{}, bad("%v", err)
-		}
-	}
-	scope := kind.Scope
-	id := newID("task")
-	if len(spec.Scope) > 0 {
-		var err error
-		if scope, err = authz.NewScope(spec.Scope); err != nil {
-			return Task{}, bad("scope: %v", err)
-		}
-	}
-	now := g.now().UTC().Truncate(time.Millisecond)
-	return Task{
-		ID: id, Tenant: spec.Tenant, Kind: spec.Kind, Purpose: spec.Purpose, Owner: owner, OnBehalfOf: spec.OnBehalfOf, Principal: spec.Principal,
-		StartedBy: starter, Scope: scope, State: TaskRunning, Started: now, Expires: now.Add(spec.TTL),
-	}, nil
-}
-
-// ShowTask shows a task to whoever started it or acts on it.
+// ShowTask shows a task to whoever started it or acts on it, or on one above it.
 func (g *Gateway) ShowTask(ctx context.Context, cred Credential, id string) (Task, error) {
 	_, t, err := g.ownTask(ctx, cred, id)
 	return t, err
 }
 
-// ownTask finds a task that the caller started or acts on; any other is unknown
-// to it.
+// ownTask finds a task that the caller started or acts on, or that was delegated
+// from its own; any other is unknown to it.
 func (g *Gateway) ownTask(ctx context.Context, cred Credential, id string) (Principal, Task, error) {
 	p, err := g.Identify(ctx, cred)
 	if err != nil {
@@ -170,13 +31,23 @@ func (g *Gateway) ownTask(ctx context.Context, cred Credential, id string) (Prin
 		return p, Task{}, refuse(NoTask, err).say("no such task")
 	case err != nil:
 		return p, Task{}, refuse(Internal, fmt.Errorf("get task: %w", err))
-	case p.Task != "" && p.Task != id, p.ID != t.Principal && p.ID != t.StartedBy:
+	case !p.has(t):
 		return p, Task{}, refuse(NoTask, errors.New("another's task")).say("no such task")
+	case g.kinds[t.Kind].Bound && p.Bound == "":
+		return p, Task{}, g.noTask(p, errUnbound)
 	}
 	return p, t, nil
 }
 
-// EndTask ends a task for whoever started it or acts on it.
+// has reports whether a task is one of p's.
+func (p Principal) has(t Task) bool {
+	if p.Task != "" {
+		return p.Task == t.ID || slices.ContainsFunc(t.Ancestors, func(a Ancestor) bool { return a.ID == p.Task })
+	}
+	return (t.Acts(p.ID) || p.ID == t.StartedBy) && (p.OnBehalfOf == "" || HumanName(p.OnBehalfOf) == HumanName(t.OnBehalfOf))
+}
+
+// EndTask ends a task for whoever started it or acts on it, or on one above it.
 func (g *Gateway) EndTask(ctx context.Context, cred Credential, id string) (Task, error) {
 	p, t, err := g.ownTask(ctx, cred, id)
 	if err != nil {
@@ -205,7 +76,8 @@ func (g *Gateway) TaskShow(ctx context.Context, op Operator, tenant, id string) 
 	return t, err
 }
 
-// TaskEnd ends a task for an operator.
+// TaskEnd ends a task for an operator. An implicit one stays ended until somebody
+// lifts that.
 func (g *Gateway) TaskEnd(ctx context.Context, op Operator, tenant, id string) (Task, error) {
 	if err := g.may(ctx, op, MayEnd, tenant); err != nil {
 		return Task{}, err
@@ -220,67 +92,145 @@ func (g *Gateway) TaskEnd(ctx context.Context, op Operator, tenant, id string) (
 }
 
 // end refuses the task's calls first, everywhere, and records that; what hung on
-// the task is then ended on every replica that used it. Ending is never undone
-// by a record that fails.
+// the task is closed by every replica that used it. Ending is never undone by a
+// record that fails.
 func (g *Gateway) end(ctx context.Context, t Task, by string, who Fact) (Task, error) {
 	was := t.State
-	t, err := g.Tasks.End(ctx, t.Tenant, t.ID, by)
+	t, err := g.Tasks.End(ctx, t.Tenant, t.ID, Ending{As: TaskEnded, By: by, Why: "it was ended", Said: true})
 	if err != nil {
 		return Task{}, refuse(Internal, fmt.Errorf("end task: %w", err))
 	}
-	if was == TaskRunning && t.EndedBy == by {
-		who.Type, who.Tenant, who.Task, who.Key = audit.TaskEnded, t.Tenant, &t, t.ID+":ended"
-		if err := g.Recorder.Durable(context.WithoutCancel(ctx), who); err != nil {
-			g.Logger.Error("end of task not recorded", "task", t.ID, "err", err)
-			err = refuse(Internal, fmt.Errorf("record end: %w", err)).say("the task has ended, but that could not be recorded")
-			g.cleanUp(t)
-			return t, err
-		}
+	if was != TaskRunning || t.EndedBy != by {
+		return t, nil
 	}
-	g.cleanUp(t)
+	who.Type, who.Tenant, who.Task, who.Key = audit.TaskEnding, t.Tenant, &t, t.ID+":ending"
+	if err := g.Recorder.Durable(context.WithoutCancel(ctx), who); err != nil {
+		g.Logger.Error("end of task not recorded", "task", t.ID, "err", err)
+		return t, refuse(Internal, fmt.Errorf("record end: %w", err)).say("the task has ended, but that could not be recorded")
+	}
 	return t, nil
 }
 
-// watch makes this replica clean up after a task it has served, whoever ends it.
-func (g *Gateway) watch(t Task) {
+// CloseHere closes what a task has on this replica: it waits for its calls, whose
+// contexts ended with it, and ends its downstream sessions and children. Asking
+// again is harmless.
+func (g *Gateway) CloseHere(ctx context.Context, t Task) Closing {
+	defer g.unguardTask(t)
+	defer g.wider.Delete(t.Tenant + "/" + t.ID)
+	var c Closing
+	var err error
+	if c.Links, err = g.Servers.EndTask(ctx, t.Tenant, t.ID); err != nil {
+		g.Logger.Error("downstream sessions of an ended task not closed yet", "task", t.ID, "err", err)
+		c.Unproven = append(c.Unproven, "downstream sessions or children")
+	}
+	left := g.landed(ctx, t)
+	if c.Calls = max(0, g.cut(t)-left); left > 0 {
+		c.Unproven = append(c.Unproven, fmt.Sprintf("%d calls under way", left))
+	}
+	return c
+}
+
+// CloseShared closes what a task has in what replicas share: what waits for
+// humans, its credentials, and the agent's own sessions. Each room records what it
+// ended; asking again is harmless.
+func (g *Gateway) CloseShared(ctx context.Context, t Task) Closing {
+	var c Closing
+	var err error
+	unproven := func(what string, err error) {
+		if err != nil {
+			g.Logger.Error("task ended, but not everything of it yet", "task", t.ID, "what", what, "err", err)
+			c.Unproven = append(c.Unproven, what)
+		}
+	}
+	c.Approvals, err = g.Approvals.Cancel(ctx, t.Tenant, t.ID)
+	unproven("approval requests", err)
+	c.Leases, err = g.Leases.EndTask(ctx, t.Tenant, t.ID)
+	unproven("credentials", err)
+	c.Sessions, err = g.Sessions.EndTask(ctx, t.Tenant, t.ID)
+	unproven("the agent's sessions", err)
+	return c
+}
+
+// flights are a task's calls under way on this replica.
+type flights struct {
+	n     int
+	ended int           // of calls that the task's end found under way, until somebody asks
+	empty chan struct{} // closed when there are none; nil while nobody waits
+}
+
+// takeOff counts a call of a task in, until it lands.
+func (g *Gateway) takeOff(t Task) (land func()) {
 	key := t.Tenant + "/" + t.ID
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if _, ok := g.watched[key]; ok {
-		return
+	f := g.flights[key]
+	if f == nil {
+		f = &flights{}
+		g.flights[key] = f
 	}
-	g.watched[key] = struct{}{}
-	ended := g.Tasks.Ended(t.Tenant, t.ID)
-	g.closing.Go(func() {
-		select {
-		case <-ended:
-			g.cleanUp(t)
-		case <-g.stopped:
-		}
+	f.n++
+	return func() {
 		g.mu.Lock()
 		defer g.mu.Unlock()
-		delete(g.watched, key)
-	})
+		if f.n--; f.n > 0 {
+			return
+		}
+		if f.empty != nil {
+			close(f.empty)
+			f.empty = nil
+		}
+		if f.ended == 0 {
+			delete(g.flights, key)
+		}
+	}
 }
 
-// TaskOver ends what hung on a task on this replica and in what replicas share:
-// requests, downstream sessions and children, then the credentials they held.
-// Each room records what it ended; asking again is harmless.
-func (g *Gateway) TaskOver(ctx context.Context, t Task) error {
-	defer g.unguardTask(t)
-	return errors.Join(
-		g.Approvals.Cancel(ctx, t.Tenant, t.ID),
-		g.Servers.EndTask(ctx, t.Tenant, t.ID),
-		g.Leases.EndTask(ctx, t.Tenant, t.ID),
-	)
+// found notes that a task's end found a call of it under way.
+func (g *Gateway) found(t Task) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if f := g.flights[t.Tenant+"/"+t.ID]; f != nil {
+		f.ended++
+	}
 }
 
-// cleanUp is TaskOver in the time that a task's end may take; what is left then
-// is ended by its owners.
-func (g *Gateway) cleanUp(t Task) {
-	ctx, cancel := context.WithTimeout(context.Background(), g.GiveBack)
-	defer cancel()
-	if err := g.TaskOver(ctx, t); err != nil {
-		g.Logger.Error("task ended, but not everything of it yet", "task", t.ID, "err", err)
+// cut says how many calls a task's end found under way here, once.
+func (g *Gateway) cut(t Task) int {
+	key := t.Tenant + "/" + t.ID
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	f := g.flights[key]
+	if f == nil {
+		return 0
+	}
+	n := f.ended
+	f.ended = f.n // those that are still under way are counted when they land
+	if f.n == 0 {
+		delete(g.flights, key)
+	}
+	return n
+}
+
+// landed waits until none of a task's calls is under way here, or ctx ends, and
+// says how many are.
+func (g *Gateway) landed(ctx context.Context, t Task) int {
+	g.mu.Lock()
+	f := g.flights[t.Tenant+"/"+t.ID]
+	if f == nil || f.n == 0 {
+		g.mu.Unlock()
+		return 0
+	}
+	if f.empty == nil {
+		f.empty = make(chan struct{})
+	}
+	empty := f.empty
+	g.mu.Unlock()
+	select {
+	case <-empty:
+		return 0
+	case <-ctx.Done():
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		return f.n
 	}
 }

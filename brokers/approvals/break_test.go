@@ -235,7 +235,7 @@ func TestNothingReadableInRedis(t *testing.T) {
 	if s.Do(t, "HEXISTS", key+r.ID, "args") != int64(1) {
 		t.Error("its arguments went early")
 	}
-	if err := a.Cancel(t.Context(), "acme", "task-1"); err != nil {
+	if _, err := a.Cancel(t.Context(), "acme", "task-1"); err != nil {
 		t.Fatal(err)
 	}
 	if s.Do(t, "HEXISTS", key+r.ID, "args") != int64(0) {
@@ -332,7 +332,7 @@ func TestAGrantGivenBackIsNotGrantedAgain(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := a.Cancel(t.Context(), "acme", "task-1"); err != nil {
+	if _, err := a.Cancel(t.Context(), "acme", "task-1"); err != nil {
 		t.Fatal(err)
 	}
 	redistest.Await(t, "the end is sent", func() bool { return slices.Contains(facts.all(), "apr-1:cancelled") })

@@ -16,12 +16,18 @@ import (
 )
 
 // ask stores a new request, unless its fingerprint has one already or its task is
-// over. ARGV: id, sealed request, sealed arguments, expiry, when to forget, how
-// many a task may have, an id behind the fingerprint that is no request any more.
+// over, or a human denied some of it for another task. ARGV: id, sealed request,
+// sealed arguments, expiry, when to forget, how many a task may have, an id behind
+// the fingerprint that is no request any more, those behind denials that are no
+// denials any more, between spaces. The denials' keys are last.
 var ask = redis.NewScript(redis.Clock + `
 local request, finger, task, over, due, moves, topic = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7]
 if redis.call('EXISTS', over) == 1 then return {'over'} end
 if now >= tonumber(ARGV[4]) then return {'late'} end
+for i = 8, #KEYS do
+  local denied = redis.call('GET', KEYS[i])
+  if denied and not string.find(ARGV[8], ' ' .. denied .. ' ', 1, true) then return {'denied', denied} end
+end
 local was = redis.call('GET', finger)
 if was and was ~= ARGV[7] then return {'attach', was} end
 if redis.call('EXISTS', request) == 1 then return {'exists'} end
@@ -42,7 +48,8 @@ return {'ok'}`)
 // from the sealed record, so a script has nothing to believe. ARGV: id, version,
 // next version, sealed request, not before, not after, 'open' or 'final', when
 // the next thing is due, when to forget, 'keep' or 'free' the fingerprint, a
-// fact's type, the sealed fact.
+// fact's type, the sealed fact, when a denial is forgotten; the denials' keys are
+// last, where this is one that other tasks are told of.
 var move = redis.NewScript(redis.Clock + `
 local request, finger, task, due, lately, moves, outbox, topic = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8]
 local seq = redis.call('HGET', request, 'seq')
@@ -62,6 +69,10 @@ else
   redis.call('ZADD', due, ARGV[8], ARGV[1])
 end
 if ARGV[10] == 'free' and redis.call('GET', finger) == ARGV[1] then redis.call('DEL', finger) end
+for i = 9, #KEYS do
+  redis.call('SET', KEYS[i], ARGV[1])
+  redis.call('PEXPIREAT', KEYS[i], ARGV[13])
+end
 redis.call('HINCRBY', moves, 'n', 1)
 if ARGV[11] ~= '' then
   redis.call('XADD', outbox, '*', 'state', ARGV[11], 'id', ARGV[1], 'request', ARGV[12])
@@ -95,10 +106,12 @@ func (a *Approvals) Request(ctx context.Context, r gateway.ApprovalRequest) (gat
 		return none, false, fmt.Errorf("request approval: %w", err)
 	}
 	args := a.Store.Seal(k.request, "args", r.Args)
-	gone := ""
+	keys := []redis.Key{k.request, k.finger, k.task, k.over, k.due, k.moves, k.topic}
+	keys = append(keys, k.denials...)
+	gone, undenied := "", " "
 	for range 16 {
-		reply, err := a.Store.Run(ctx, ask, []redis.Key{k.request, k.finger, k.task, k.over, k.due, k.moves, k.topic},
-			r.ID, sealed, args, redis.Millis(rec.Until), redis.Millis(r.Expires.Add(remembered)), a.MaxPerTask, gone)
+		reply, err := a.Store.Run(ctx, ask, keys,
+			r.ID, sealed, args, redis.Millis(rec.Until), redis.Millis(r.Expires.Add(remembered)), a.MaxPerTask, gone, undenied)
 		if err != nil {
 			return none, false, fmt.Errorf("request approval: %w", err)
 		}
@@ -109,6 +122,16 @@ func (a *Approvals) Request(ctx context.Context, r gateway.ApprovalRequest) (gat
 			return r, true, nil
 		case "many":
 			return none, false, fmt.Errorf("request approval: open requests of this task: %w", gateway.ErrTooMany)
+		case "denied":
+			was, err := a.settled(ctx, ref{r.Tenant, reply[1]})
+			switch {
+			case err == nil && was.Request.State == gateway.ApprovalDenied && shares(was.Request.Denials, r.Denials):
+				return was.Request, false, nil
+			case err == nil, errors.Is(err, gateway.ErrNotFound):
+				undenied += reply[1] + " " // Redis lost it, or it was never a denial of this
+				continue
+			}
+			return none, false, fmt.Errorf("request approval: %w", err)
 		case "attach":
 		default:
 			return none, false, fmt.Errorf("request approval: %s: %w", reply[0], gateway.ErrNotNow)
@@ -208,32 +231,35 @@ func (a *Approvals) reserved(ctx context.Context, g gateway.Grant, what string, 
 }
 
 // Cancel implements [gateway.Approvals], for a task that is over: nothing can be
-// asked for it afterwards. A crash in between leaves requests that expire; a
+// asked for it afterwards. It says how many it ended. A crash in between leaves requests that expire; a
 // repeat cancels the rest.
-func (a *Approvals) Cancel(ctx context.Context, tenant, task string) error {
+func (a *Approvals) Cancel(ctx context.Context, tenant, task string) (int, error) {
 	over, err := a.Store.Key(tenant, redis.ApprovalsOver, task)
 	if err != nil {
-		return fmt.Errorf("cancel approvals: %w", err)
+		return 0, fmt.Errorf("cancel approvals: %w", err)
 	}
 	open, err := a.Store.Key(tenant, redis.ApprovalsTask, task)
 	if err != nil {
-		return fmt.Errorf("cancel approvals: %w", err)
+		return 0, fmt.Errorf("cancel approvals: %w", err)
 	}
 	reply, err := a.Store.Run(ctx, finish, []redis.Key{over, open}, remembered.Milliseconds())
 	if err != nil {
-		return fmt.Errorf("cancel approvals: %w", err)
+		return 0, fmt.Errorf("cancel approvals: %w", err)
 	}
+	n := 0
 	var failed error
 	for _, id := range reply[1:] {
 		_, err := a.step(ctx, ref{tenant, id}, "cancel", func(r *record, now time.Time) bool {
 			r.end(gateway.ApprovalCancelled, now)
 			return r.Request.TaskID == task
 		})
-		if err != nil && !errors.Is(err, gateway.ErrNotNow) && !errors.Is(err, gateway.ErrNotFound) {
+		if err == nil {
+			n++
+		} else if !errors.Is(err, gateway.ErrNotNow) && !errors.Is(err, gateway.ErrNotFound) {
 			failed = errors.Join(failed, err)
 		}
 	}
-	return failed
+	return n, failed
 }
 
 // settled returns a request as time has left it, and writes that down first.
@@ -313,9 +339,13 @@ func (a *Approvals) write(ctx context.Context, from, to record, due bool) (bool,
 			return false, err
 		}
 	}
-	reply, err := a.Store.Run(ctx, move, []redis.Key{k.request, k.finger, k.task, k.due, k.lately, k.moves, k.outbox, k.topic},
+	keys := []redis.Key{k.request, k.finger, k.task, k.due, k.lately, k.moves, k.outbox, k.topic}
+	if to.Request.State == gateway.ApprovalDenied {
+		keys = append(keys, k.denials...)
+	}
+	reply, err := a.Store.Run(ctx, move, keys,
 		to.Request.ID, from.Request.Seq, to.Request.Seq, sealed, before, after, state,
-		redis.Millis(to.Until), redis.Millis(latest(to.Request.Expires, to.Ended).Add(remembered)), free, kind, fact)
+		redis.Millis(to.Until), redis.Millis(latest(to.Request.Expires, to.Ended).Add(remembered)), free, kind, fact, redis.Millis(to.Request.Expires))
 	if err != nil {
 		return false, err
 	}
@@ -333,7 +363,13 @@ func (a *Approvals) write(ctx context.Context, from, to record, due bool) (bool,
 
 func (a *Approvals) placesOf(r gateway.ApprovalRequest) (places, error) {
 	sum := sha256.Sum256([]byte(r.Fingerprint))
-	return a.places(r.Tenant, r.ID, hex.EncodeToString(sum[:]), r.TaskID)
+	p, err := a.places(r.Tenant, r.ID, hex.EncodeToString(sum[:]), r.TaskID)
+	for _, d := range r.Denials {
+		sum := sha256.Sum256([]byte(d))
+		k, kerr := a.Store.Key(r.Tenant, redis.ApprovalsDenial, hex.EncodeToString(sum[:]))
+		p.denials, err = append(p.denials, k), errors.Join(err, kerr)
+	}
+	return p, err
 }
 
 func earlier(a, b time.Time) time.Time {
@@ -348,4 +384,8 @@ func latest(a, b time.Time) time.Time {
 		return a
 	}
 	return b
+}
+
+func shares(a, b []string) bool {
+	return slices.ContainsFunc(a, func(s string) bool { return slices.Contains(b, s) })
 }

@@ -69,7 +69,10 @@ func enough(r gateway.ApprovalRequest) bool {
 }
 
 // places are the keys that a request's transitions touch.
-type places struct{ request, finger, task, over, due, lately, moves, outbox, topic redis.Key }
+type places struct {
+	request, finger, task, over, due, lately, moves, outbox, topic redis.Key
+	denials                                                        []redis.Key
+}
 
 func (a *Approvals) places(tenant, id, finger, task string) (p places, err error) {
 	for _, k := range []struct {

@@ -1,163 +1,208 @@
-// Package identity says who is behind a bearer token: a workload with an API
-// key, or a task by its token.
+// Package identity says who is asking: it turns what a caller presented (an API
+// key, a task token, an issuer's JWT, a SPIFFE SVID, a client certificate) into
+// a principal that the config names, and checks that the caller holds the key
+// that its credential is bound to.
 //
-// Each kind of token has a verifier, found by the token's shape. More kinds
-// (OIDC, SPIFFE) are more verifiers; who may do what is not asked here.
+// Each kind of credential has a verifier, chosen by the credential's shape and
+// never by trying one after another. What a principal may do is not asked here.
 package identity
 
 import (
 	"context"
-	"crypto/rand"
 	"crypto/sha256"
-	"crypto/subtle"
-	"encoding/hex"
 	"errors"
 	"fmt"
-	"regexp"
-	"strings"
+	"log/slog"
 	"sync"
 	"time"
 
 	"toolbroker/gateway"
 )
 
-// An APIKey is an API key as the config has it: everything but the key.
-type APIKey struct {
-	ID         string // its public name, part of the key, on record
-	Hash       string // HashKey of the key
-	Tenant     string
-	Principal  string
-	OnBehalfOf string
-	Owner      string // the operator accountable for it
-	Expires    time.Time
-}
-
 // Config is what an Identity is made of.
 type Config struct {
 	Keys       []APIKey
+	Issuers    []Issuer
 	TaskTokens func(raw string) (gateway.Principal, error) // verifies task tokens; see tasks.VerifyToken
-	Now        func() time.Time                            // default time.Now
+	Tenants    []string                                    // the only ones a rule can lead to
+	Owners     []string                                    // the operators that a rule can name as accountable
+	ActDepth   int                                         // how many actors a token's act may nest; default 4
+
+	// Once remembers a proof of possession until it could not be used again, for
+	// all replicas, and reports whether it is new; see [Once]. Nil where there
+	// are no proofs: they are refused.
+	Once func(ctx context.Context, id [sha256.Size]byte, until time.Time) (fresh bool, err error)
+
+	PerSecond int              // tokens and proofs verified in a second, all callers together; default 500
+	Now       func() time.Time // default time.Now
+	Log       *slog.Logger     // default: nothing is said
 }
 
 // Identity implements [gateway.Identity]. It is safe for concurrent use.
 type Identity struct {
-	keys   map[string]APIKey
-	tokens func(string) (gateway.Principal, error)
-	now    func() time.Time
+	keys     map[string]APIKey
+	tasks    func(string) (gateway.Principal, error)
+	byURL    map[string]*jwtIssuer  // by the exact iss
+	byDomain map[string]*svidIssuer // of JWT-SVIDs, by trust domain
+	x509     map[string]*certIssuer // of X.509-SVIDs, by trust domain
+	mtls     []*certIssuer
+	run      []func(context.Context) // what keeps keys fresh
 
-	mu       sync.RWMutex
-	verified map[[sha256.Size]byte]gateway.Principal
+	proofs   *proofs
+	verified *cache // bearer tokens
+	chains   *cache // certificates: never in one with what a caller can choose to be the same bytes
+	gate     *gate
+	now      func() time.Time
 }
 
 const (
-	prefix       = "tbk_"
-	longest      = 8 << 10 // of a bearer token, before anything looks into it
-	mostVerified = 50_000
+	longest  = 8 << 10         // of a bearer token, before anything looks into it
+	remember = 5 * time.Minute // how long a verified credential is taken without being verified again
 )
 
-var (
-	shape = regexp.MustCompile(`^tbk_([a-z0-9-]{1,64})_([a-z2-7]{26})$`)
-	hash  = regexp.MustCompile(`^sha256:[0-9a-f]{64}$`)
-)
-
-// NewKey makes an API key for the name id. The key is shown to its holder once;
-// the config keeps its hash. A key holds 130 random bits, so one SHA-256 hides
-// it as well as a slow hash would.
-func NewKey(id string) (key gateway.Secret, keyHash string, err error) {
-	raw := prefix + id + "_" + strings.ToLower(rand.Text())
-	if !shape.MatchString(raw) {
-		return gateway.Secret{}, "", fmt.Errorf("key id %q: want [a-z0-9-], at most 64", id)
-	}
-	return gateway.NewSecret(raw), hashOf(raw), nil
+// A subject is who a verified credential stands for, before its proof.
+type subject struct {
+	gateway.Principal       // Bound is empty: nothing is proven yet
+	bound             bound // what must be proven
+	require           bool  // and that something must be
+	expires           time.Time
+	keys              interface{ live(now time.Time) bool } // whether the key it was verified with still counts; nil for always
 }
 
-func hashOf(raw string) string {
-	sum := sha256.Sum256([]byte(raw))
-	return "sha256:" + hex.EncodeToString(sum[:])
-}
-
-// New makes an Identity, or says which key is wrong.
+// New makes an Identity, or says which key, issuer or rule is wrong. It opens
+// files, no connection.
 func New(c Config) (*Identity, error) {
-	i := &Identity{keys: map[string]APIKey{}, tokens: c.TaskTokens, now: c.Now, verified: map[[sha256.Size]byte]gateway.Principal{}}
-	if i.now == nil {
-		i.now = time.Now
+	if c.Now == nil {
+		c.Now = time.Now
 	}
-	for _, k := range c.Keys {
-		switch {
-		case !hash.MatchString(k.Hash):
-			return nil, fmt.Errorf("identity: key %s: hash is not sha256:<64 hex digits>", k.ID)
-		case k.Tenant == "" || k.Principal == "" || k.Owner == "" || k.Expires.IsZero():
-			return nil, fmt.Errorf("identity: key %s: tenant, principal, owner and expiry are required", k.ID)
-		case i.keys[k.ID].ID != "":
-			return nil, fmt.Errorf("identity: key %s: twice", k.ID)
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if c.ActDepth == 0 {
+		c.ActDepth = 4
+	}
+	if c.PerSecond == 0 {
+		c.PerSecond = 500
+	}
+	i := &Identity{
+		tasks: c.TaskTokens, byURL: map[string]*jwtIssuer{}, byDomain: map[string]*svidIssuer{}, x509: map[string]*certIssuer{},
+		verified: newCache(), chains: newCache(), gate: newGate(c.PerSecond, c.Now), now: c.Now,
+	}
+	i.proofs = &proofs{once: c.Once, gate: i.gate, now: c.Now}
+	var err error
+	if i.keys, err = apiKeys(c.Keys); err != nil {
+		return nil, fmt.Errorf("identity: %w", err)
+	}
+	names := map[string]bool{}
+	for _, is := range c.Issuers {
+		if is.Name == "" || names[is.Name] {
+			return nil, fmt.Errorf("identity: issuer %q: has no name, or one that is taken", is.Name)
 		}
-		i.keys[k.ID] = k
+		names[is.Name] = true
+		if err := i.add(is, c); err != nil {
+			return nil, fmt.Errorf("identity: issuer %s: %w", is.Name, err)
+		}
 	}
 	return i, nil
 }
 
-// Identify implements [gateway.Identity]. No error holds the token.
-func (i *Identity) Identify(_ context.Context, bearer gateway.Secret) (gateway.Principal, error) {
-	raw := bearer.Reveal()
-	switch {
-	case raw == "":
-		return gateway.Principal{}, fmt.Errorf("%w: no token", gateway.ErrUnidentified)
-	case len(raw) > longest:
-		return gateway.Principal{}, fmt.Errorf("%w: token too long", gateway.ErrUnidentified)
-	case strings.HasPrefix(raw, prefix):
+// Run keeps the issuers' keys fresh until ctx ends. Without it keys are fetched
+// when a token needs them, and the Workload API is not asked at all.
+func (i *Identity) Run(ctx context.Context) error {
+	var all sync.WaitGroup
+	for _, run := range i.run {
+		all.Go(func() { run(ctx) })
+	}
+	all.Wait()
+	return nil
+}
+
+// Identify implements [gateway.Identity]. No error holds what was presented.
+func (i *Identity) Identify(ctx context.Context, cred gateway.Credential) (gateway.Principal, error) {
+	raw := cred.Bearer.Reveal()
+	if raw == "" {
+		return i.certificate(ctx, cred)
+	}
+	if len(raw) > longest {
+		return gateway.Principal{}, refuse(gateway.WhyMalformed, errors.New("longer than a token may be"))
+	}
+	s, err := i.bearer(ctx, raw, cred.Source)
+	if err != nil {
+		return gateway.Principal{}, err
+	}
+	// Possession is shown with each request, however well the token is known.
+	return i.proofs.check(ctx, s, raw, cred)
+}
+
+// bearer returns whom a bearer token stands for, from memory where it can.
+func (i *Identity) bearer(ctx context.Context, raw, source string) (*subject, error) {
+	if isAPIKey(raw) {
 		return i.apiKey(raw)
-	case strings.Count(raw, ".") == 2 && i.tokens != nil:
-		return i.taskToken(raw)
 	}
-	return gateway.Principal{}, fmt.Errorf("%w: no known kind of token", gateway.ErrUnidentified)
+	digest := digestOf(raw)
+	if s, ok := i.verified.get(digest, i.now()); ok {
+		return s, nil
+	}
+	t, err := peek(raw)
+	if err != nil {
+		return nil, refuse(gateway.WhyMalformed, err)
+	}
+	verify, err := i.verifier(t)
+	if err != nil {
+		return nil, err
+	}
+	leave, err := i.gate.enter(source)
+	if err != nil {
+		return nil, err
+	}
+	s, err := verify(ctx, t)
+	leave(err == nil)
+	if err != nil {
+		return nil, err
+	}
+	// Only what was verified is remembered: a flood of bad tokens pushes nothing out.
+	i.verified.put(digest, &s, i.now())
+	return &s, nil
 }
 
-func (i *Identity) apiKey(raw string) (gateway.Principal, error) {
-	var id string
-	if m := shape.FindStringSubmatch(raw); m != nil {
-		id = m[1]
-	}
-	k := i.keys[id] // the zero APIKey's hash matches nothing
-	if subtle.ConstantTimeCompare([]byte(hashOf(raw)), []byte(k.Hash)) != 1 {
-		return gateway.Principal{}, fmt.Errorf("%w: unknown key", gateway.ErrUnidentified)
-	}
-	if !i.now().Before(k.Expires) {
-		return gateway.Principal{}, fmt.Errorf("%w: key %s has expired", gateway.ErrUnidentified, k.ID)
-	}
-	return gateway.Principal{
-		ID: k.Principal, Tenant: k.Tenant, OnBehalfOf: k.OnBehalfOf, Owner: k.Owner, Authn: "api_key", Credential: k.ID, Expires: k.Expires,
-	}, nil
-}
-
-// taskToken verifies a token once; afterwards its digest will do, until it
-// expires. Whether its task still runs is not asked here.
-func (i *Identity) taskToken(raw string) (gateway.Principal, error) {
-	digest := sha256.Sum256([]byte(raw))
-	i.mu.RLock()
-	p, ok := i.verified[digest]
-	i.mu.RUnlock()
-	if !ok {
-		var err error
-		if p, err = i.tokens(raw); err != nil {
-			if !errors.Is(err, gateway.ErrUnidentified) {
-				err = fmt.Errorf("%w: %w", gateway.ErrUnidentified, err)
-			}
-			return gateway.Principal{}, err
+// verifier chooses by what the token says of itself, which nobody has verified
+// yet: the verifier does, with the keys of that issuer and of no other.
+func (i *Identity) verifier(t *token) (func(context.Context, *token) (subject, error), error) {
+	if t.typ == taskType {
+		if i.tasks == nil {
+			return nil, refuse(gateway.WhyIssuer, nil)
 		}
+		return i.taskToken, nil
+	}
+	if is := i.byURL[t.text("iss")]; is != nil {
+		return is.verify, nil
+	}
+	if is := i.byDomain[trustDomain(t.text("sub"))]; is != nil {
+		return is.verify, nil
+	}
+	return nil, refuse(gateway.WhyIssuer, nil)
+}
+
+// taskToken asks the task registry's verifier. Whether its task still runs is
+// not asked here.
+func (i *Identity) taskToken(_ context.Context, t *token) (subject, error) {
+	p, err := i.tasks(t.raw)
+	if err != nil {
+		if _, ok := errors.AsType[*gateway.NotIdentified](err); !ok {
+			err = refuse(gateway.WhySignature, err)
+		}
+		return subject{}, err
 	}
 	if !i.now().Before(p.Expires) {
-		i.mu.Lock()
-		delete(i.verified, digest)
-		i.mu.Unlock()
-		return gateway.Principal{}, fmt.Errorf("%w: token has expired", gateway.ErrUnidentified)
+		return subject{}, refuse(gateway.WhyExpired, nil)
 	}
-	if !ok {
-		i.mu.Lock()
-		if len(i.verified) >= mostVerified {
-			clear(i.verified) // costs a verification each, no more
-		}
-		i.verified[digest] = p
-		i.mu.Unlock()
+	b, err := parseBound(p.Bound)
+	if err != nil {
+		return subject{}, refuse(gateway.WhyProof, err)
 	}
-	return p, nil
+	p.Bound = ""
+	return subject{Principal: p, bound: b, expires: p.Expires}, nil
 }
+
+// refuse makes a refusal; why is one of the gateway's words, and err is ours.
+func refuse(why string, err error) error { return &gateway.NotIdentified{Why: why, Err: err} }

@@ -127,7 +127,8 @@ func New(c Config) (*Operators, error) {
 	return o, nil
 }
 
-// Human implements [gateway.Operators].
+// Human implements [gateway.Operators]. One who was disabled is still known, and
+// says so.
 func (o *Operators) Human(name string) (gateway.Operator, bool) {
 	op, ok := o.byName[o.human[gateway.HumanName(name)]]
 	return op.Operator, ok
@@ -159,7 +160,7 @@ func (o *Operators) Login(ctx context.Context, name string, password gateway.Sec
 	if err != nil {
 		return gateway.Secret{}, none, err
 	}
-	if !match || !known {
+	if !match || !known || op.Disabled {
 		return gateway.Secret{}, none, gateway.ErrLogin
 	}
 	// A good login is no failed try. It clears its own name, but of its place
@@ -319,7 +320,7 @@ func (o *Operators) renew(ctx context.Context, k redis.Key, s session) error {
 }
 
 // Session implements [gateway.Operators]. An operator who was removed from the
-// config, or got another password, has no session.
+// config, was disabled, or got another password, has no session.
 func (o *Operators) Session(ctx context.Context, token gateway.Secret) (gateway.Operator, error) {
 	none := gateway.Operator{}
 	if n := len(token.Reveal()); n == 0 || n > 64 {
@@ -347,7 +348,7 @@ func (o *Operators) Session(ctx context.Context, token gateway.Secret) (gateway.
 	op, known := o.byName[s.Name]
 	now := o.now().UTC()
 	same := subtle.ConstantTimeCompare([]byte(s.Login), []byte(digest([]byte(op.PasswordHash)))) == 1
-	if !known || !same || now.Sub(s.Opened) >= o.lifetime || now.Sub(s.Renewed) >= o.idle {
+	if !known || op.Disabled || !same || now.Sub(s.Opened) >= o.lifetime || now.Sub(s.Renewed) >= o.idle {
 		_ = o.store.Del(ctx, k)
 		return none, gateway.ErrLogin
 	}

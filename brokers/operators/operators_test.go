@@ -115,6 +115,7 @@ func TestSessionEnds(t *testing.T) {
 	for name, after := range map[string]func(r *rig) *rig{
 		"idle":             func(r *rig) *rig { r.now = r.now.Add(30 * time.Minute); return r },
 		"another password": func(r *rig) *rig { o := alice(); o.PasswordHash = other(t); return open(t, server, o) },
+		"disabled":         func(*rig) *rig { o := alice(); o.Disabled = true; return open(t, server, o) },
 		"removed":          func(*rig) *rig { o := alice(); o.Name, o.Identities = "bob", nil; return open(t, server, o) },
 	} {
 		r := open(t, server, alice())
@@ -156,6 +157,30 @@ func TestHuman(t *testing.T) {
 		if op, found := r.Human(name); found != ok || ok && op.Name != "alice" {
 			t.Errorf("%q: %v %v", name, op.Name, found)
 		}
+	}
+}
+
+// One who was disabled cannot log in, learns no more than a stranger does, and is
+// still known by every name, so that what they were behind stays theirs.
+func TestDisabled(t *testing.T) {
+	o := light(t)
+	o.Disabled = true
+	r := open(t, redistest.Embedded(t), o)
+	for _, pw := range []string{password, "wrong"} {
+		if token, err := r.login(t, "alice", pw, "192.0.2.1:1"); !errors.Is(err, gateway.ErrLogin) || !token.IsZero() {
+			t.Errorf("%s: %v", pw, err)
+		}
+	}
+	for _, name := range []string{"alice", "alice@acme"} {
+		if op, known := r.Human(name); !known || op.Name != "alice" || !op.Disabled {
+			t.Errorf("%s: %+v %v", name, op, known)
+		}
+	}
+	for range 3 {
+		_, _ = r.login(t, "alice", password, "192.0.2.1:1")
+	}
+	if _, err := r.login(t, "alice", password, "192.0.2.1:1"); !errors.Is(err, gateway.ErrTooMany) {
+		t.Errorf("a sixth try: %v", err)
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"toolbroker/gateway"
@@ -35,12 +36,12 @@ func (b *Broker) GiveBack(ctx context.Context, l gateway.Lease) error {
 	return b.endNow(ctx, v.record.Tenant, l.ID)
 }
 
-// EndTask ends all leases of a task, whichever replica issued them, and lets no
-// more be issued for it. An error means that some end is not proven yet: that
-// is on record, and the worker goes on with it.
-func (b *Broker) EndTask(ctx context.Context, tenant, task string) error {
+// EndTask ends all leases of a task, whichever replica issued them, lets no more
+// be issued for it, and says how many it saw end. An error means that some end is
+// not proven yet: that is on record, and the worker goes on with it.
+func (b *Broker) EndTask(ctx context.Context, tenant, task string) (int, error) {
 	if b.ledger == nil || task == "" {
-		return nil
+		return 0, nil
 	}
 	ids, err := b.ledger.over(ctx, tenant, task)
 	if err != nil { // no ledger: then at least ours
@@ -52,7 +53,15 @@ func (b *Broker) EndTask(ctx context.Context, tenant, task string) error {
 		}
 		b.mu.Unlock()
 	}
-	return errors.Join(err, endAll(ids, 8, func(id string) error { return b.endNow(ctx, tenant, id) }))
+	var open atomic.Int64
+	failed := endAll(ids, 8, func(id string) error {
+		err := b.endNow(ctx, tenant, id)
+		if err != nil {
+			open.Add(1)
+		}
+		return err
+	})
+	return len(ids) - int(open.Load()), errors.Join(err, failed)
 }
 
 // endNow ends a lease while somebody waits, who need not wait to its end.

@@ -148,7 +148,7 @@ func TestEndTaskEndsItsChildrenAndTheirs(t *testing.T) {
 
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
-	if err := s.EndTask(ctx, "a", "t1"); err != nil {
+	if _, err := s.EndTask(ctx, "a", "t1"); err != nil {
 		t.Fatal(err)
 	}
 	for _, pid := range mine {
@@ -168,7 +168,7 @@ func TestEndTaskEndsItsChildrenAndTheirs(t *testing.T) {
 	if _, err := act(t, s, "c", "pid", task("t2")); err != nil {
 		t.Errorf("a call of another task failed: %v", err)
 	}
-	if err := s.EndTask(ctx, "a", "t1"); err != nil {
+	if _, err := s.EndTask(ctx, "a", "t1"); err != nil {
 		t.Errorf("ending it again: %v", err)
 	}
 }

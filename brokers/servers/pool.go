@@ -27,6 +27,7 @@ type pool struct {
 	mu     sync.Mutex
 	links  map[key]*pooled
 	ended  map[[2]string]time.Time // tenant and task
+	ending map[[2]string][]*pooled // links of ended tasks that are not closed yet
 	closed bool
 	stale  time.Duration // a session that was idle for longer is asked whether it is still there
 	tidy   func(func())
@@ -37,8 +38,9 @@ type pooled struct {
 	link  link
 	err   error
 	users int
-	idle  time.Time // since when nobody uses it
-	gone  bool      // out of the pool: close it when it is ready
+	idle  time.Time     // since when nobody uses it
+	gone  bool          // out of the pool: close it when it is ready
+	shut  chan struct{} // closed when it is closed; nil while nobody closes it for its task
 }
 
 // take returns the link for k, and what gives it back. With once the link is
@@ -93,11 +95,14 @@ func (p *pool) entry(ctx context.Context, k key, open func(context.Context) (lin
 		l, err := open(context.WithoutCancel(ctx))
 		p.mu.Lock()
 		e.link, e.err = l, err
-		gone := e.gone
+		gone, shut := e.gone, e.shut
 		close(e.ready)
 		p.mu.Unlock()
 		if gone && l != nil {
 			l.close(context.Background())
+		}
+		if shut != nil {
+			close(shut)
 		}
 	})
 	return e, nil
@@ -179,12 +184,49 @@ func isReady(e *pooled) bool {
 	}
 }
 
-// endTask closes all that a task has here, and lets it have nothing more.
-func (p *pool) endTask(ctx context.Context, tenant, task string) {
+// endTask closes all that a task has here, lets it have nothing more, and says
+// how many it saw close and how many are not closed when ctx ends. Those are
+// waited for by the next one who asks.
+func (p *pool) endTask(ctx context.Context, tenant, task string) (closed, left int) {
+	which := [2]string{tenant, task}
 	p.mu.Lock()
-	p.ended[[2]string{tenant, task}] = time.Now()
+	p.ended[which] = time.Now()
+	for k, e := range p.links {
+		if k.tenant != tenant || k.task != task {
+			continue
+		}
+		e.gone, e.shut = true, make(chan struct{})
+		delete(p.links, k)
+		p.ending[which] = append(p.ending[which], e)
+		if isReady(e) { // else whoever opens it closes it
+			p.tidy(func() {
+				if e.link != nil {
+					e.link.close(context.WithoutCancel(ctx))
+				}
+				close(e.shut)
+			})
+		}
+	}
+	wait := p.ending[which]
 	p.mu.Unlock()
-	p.closeWhere(ctx, func(k key) bool { return k.tenant == tenant && k.task == task })
+	var open []*pooled
+	for _, e := range wait {
+		select {
+		case <-e.shut:
+		default:
+			select {
+			case <-e.shut:
+			case <-ctx.Done():
+				open = append(open, e)
+			}
+		}
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.ending[which] = open; len(open) == 0 {
+		delete(p.ending, which)
+	}
+	return len(wait) - len(open), len(open)
 }
 
 func (p *pool) close(ctx context.Context) {

@@ -154,7 +154,7 @@ func New(c Config) (*Servers, error) {
 	}
 	s := &Servers{config: c, log: c.Logger, pace: usualPace, servers: map[string]*server{}, told: map[string]bool{}, ready: make(chan struct{})}
 	s.stopped, s.stop = context.WithCancel(context.Background())
-	s.pool = &pool{links: map[key]*pooled{}, ended: map[[2]string]time.Time{}, stale: 30 * time.Second, tidy: s.background}
+	s.pool = &pool{links: map[key]*pooled{}, ended: map[[2]string]time.Time{}, ending: map[[2]string][]*pooled{}, stale: 30 * time.Second, tidy: s.background}
 	s.view.Store(&map[string]*catalogue{})
 	s.web = &http.Transport{
 		Proxy:                  c.Proxy,
@@ -555,12 +555,12 @@ func mirror(t gateway.Tool, params []byte) map[string]string {
 	return all
 }
 
-// EndTask closes a task's sessions and ends its children; calls of it that come
-// later are not sent. It returns when they are gone or ctx ends.
-func (s *Servers) EndTask(ctx context.Context, tenant, task string) error {
-	s.pool.endTask(ctx, tenant, task)
-	if err := ctx.Err(); err != nil {
-		return fmt.Errorf("end the task's sessions and children: %w", err)
+// EndTask implements [gateway.Servers]; calls of the task that come later are not
+// sent. It returns when its sessions and children are gone or ctx ends.
+func (s *Servers) EndTask(ctx context.Context, tenant, task string) (int, error) {
+	closed, left := s.pool.endTask(ctx, tenant, task)
+	if left > 0 {
+		return closed, fmt.Errorf("%d sessions or children of the task are not closed: %w", left, ctx.Err())
 	}
-	return nil
+	return closed, nil
 }

@@ -150,7 +150,7 @@ func TestSessionsEnd(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := s.EndTask(t.Context(), "a", "t1"); err != nil {
+	if _, err := s.EndTask(t.Context(), "a", "t1"); err != nil {
 		t.Fatal(err)
 	}
 	ended := 0

@@ -8,8 +8,11 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
+	"strconv"
 	"sync"
 	"time"
 
@@ -43,12 +46,41 @@ type seen struct {
 }
 
 const (
-	sealed   = "binding"
+	sealed   = "session"
 	fresh    = time.Second
 	mostSeen = 50_000 // forgetting them all costs a round trip each
 )
 
-var keep = redis.NewScript(`return {redis.call('PEXPIRE', KEYS[1], ARGV[1])}`)
+// A kept session is what Redis has of one, sealed.
+type kept struct {
+	Binding string `json:"binding"`
+	Tenant  string `json:"tenant"`
+	Task    string `json:"task"`
+}
+
+// keep lets a session live on, and its task's index with it. KEYS: session, index.
+var keep = redis.NewScript(`
+if redis.call('PEXPIRE', KEYS[1], ARGV[1]) == 0 then return {'gone'} end
+redis.call('PEXPIRE', KEYS[2], ARGV[1])
+return {'ok'}`)
+
+// open keeps a session and lists it with its task. KEYS: session, index. ARGV:
+// sealed session, how long it lives, digest.
+var open = redis.NewScript(`
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+redis.call('SADD', KEYS[2], ARGV[3])
+redis.call('PEXPIRE', KEYS[2], ARGV[2])
+return {'ok'}`)
+
+// end forgets sessions and strikes them off their task's index, and counts them.
+// KEYS: index, sessions. ARGV: their digests.
+var end = redis.NewScript(`
+local n = 0
+for i, digest in ipairs(ARGV) do
+  n = n + redis.call('DEL', KEYS[i+1])
+  redis.call('SREM', KEYS[1], digest)
+end
+return {n}`)
 
 // New makes Sessions.
 func New(c Config) (*Sessions, error) {
@@ -64,14 +96,39 @@ func New(c Config) (*Sessions, error) {
 	return &Sessions{store: c.Store, ttl: c.TTL, now: c.Now, seen: map[string]seen{}}, nil
 }
 
-func (s *Sessions) key(session string) (redis.Key, error) {
+func (s *Sessions) key(session string) (k redis.Key, digest string, err error) {
 	sum := sha256.Sum256([]byte(session))
-	return s.store.Key(redis.Shared, redis.AgentSession, hex.EncodeToString(sum[:]))
+	digest = hex.EncodeToString(sum[:])
+	k, err = s.store.Key(redis.Shared, redis.AgentSession, digest)
+	return k, digest, err
+}
+
+func (s *Sessions) index(tenant, task string) (redis.Key, error) {
+	return s.store.Key(redis.Shared, redis.SessionsTask, tenant, task)
+}
+
+// read returns a session as Redis has it, or ErrNotFound.
+func (s *Sessions) read(ctx context.Context, k redis.Key) (one kept, err error) {
+	raw, err := s.store.Get(ctx, k)
+	if err != nil {
+		return one, err
+	}
+	if raw == nil {
+		return one, gateway.ErrNotFound
+	}
+	text, err := s.store.Unseal(k, sealed, raw)
+	if err == nil {
+		err = json.Unmarshal(text, &one)
+	}
+	if err != nil {
+		return one, fmt.Errorf("session: %w", err)
+	}
+	return one, nil
 }
 
 // Owner implements [gateway.Sessions].
 func (s *Sessions) Owner(ctx context.Context, session string) (string, error) {
-	k, err := s.key(session)
+	k, _, err := s.key(session)
 	if err != nil {
 		return "", err
 	}
@@ -82,49 +139,101 @@ func (s *Sessions) Owner(ctx context.Context, session string) (string, error) {
 	if ok && now.Before(known.until) {
 		return known.binding, nil
 	}
-	raw, err := s.store.Get(ctx, k)
+	one, err := s.read(ctx, k)
+	if errors.Is(err, gateway.ErrNotFound) {
+		s.forget(k)
+	}
 	if err != nil {
 		return "", err
 	}
-	if raw == nil {
-		s.forget(k)
-		return "", gateway.ErrNotFound
-	}
-	binding, err := s.store.Unseal(k, sealed, raw)
+	index, err := s.index(one.Tenant, one.Task)
 	if err != nil {
-		return "", fmt.Errorf("session: %w", err)
+		return "", err
 	}
 	// A request keeps its session alive; at most once a second, that is. One
 	// that was closed since we looked stays closed.
-	still, err := s.store.Run(ctx, keep, []redis.Key{k}, s.ttl.Milliseconds())
+	still, err := s.store.Run(ctx, keep, []redis.Key{k, index}, s.ttl.Milliseconds())
 	if err != nil {
 		return "", err
 	}
-	if still[0] != "1" {
+	if still[0] != "ok" {
 		s.forget(k)
 		return "", gateway.ErrNotFound
 	}
-	s.remember(k, string(binding), now)
-	return string(binding), nil
+	s.remember(k, one.Binding, now)
+	return one.Binding, nil
 }
 
 // Open implements [gateway.Sessions].
-func (s *Sessions) Open(ctx context.Context, session, binding string) error {
-	k, err := s.key(session)
+func (s *Sessions) Open(ctx context.Context, session, binding, tenant, task string) error {
+	k, digest, err := s.key(session)
 	if err != nil {
 		return err
 	}
-	return s.store.Set(ctx, k, s.store.Seal(k, sealed, []byte(binding)), s.ttl)
+	index, err := s.index(tenant, task)
+	if err != nil {
+		return err
+	}
+	text, err := json.Marshal(kept{binding, tenant, task})
+	if err != nil {
+		return err
+	}
+	_, err = s.store.Run(ctx, open, []redis.Key{k, index}, s.store.Seal(k, sealed, text), s.ttl.Milliseconds(), digest)
+	return err
 }
 
 // Close implements [gateway.Sessions].
 func (s *Sessions) Close(ctx context.Context, session string) error {
-	k, err := s.key(session)
+	k, digest, err := s.key(session)
 	if err != nil {
 		return err
 	}
 	s.forget(k)
-	return s.store.Del(ctx, k)
+	one, err := s.read(ctx, k)
+	if errors.Is(err, gateway.ErrNotFound) {
+		return nil
+	}
+	if err != nil { // not ours, or nobody can say: it goes all the same
+		return s.store.Del(ctx, k)
+	}
+	index, err := s.index(one.Tenant, one.Task)
+	if err != nil {
+		return err
+	}
+	_, err = s.store.Run(ctx, end, []redis.Key{index, k}, digest)
+	return err
+}
+
+// EndTask implements [gateway.Sessions]. One that is opened meanwhile may stay;
+// it opens nothing, because its task is over.
+func (s *Sessions) EndTask(ctx context.Context, tenant, task string) (int, error) {
+	index, err := s.index(tenant, task)
+	if err != nil {
+		return 0, err
+	}
+	digests, err := s.store.Members(ctx, index)
+	if err != nil {
+		return 0, err
+	}
+	total := 0
+	for part := range slices.Chunk(digests, 500) {
+		keys, args := []redis.Key{index}, []any{}
+		for _, d := range part {
+			k, err := s.store.Key(redis.Shared, redis.AgentSession, d)
+			if err != nil {
+				continue // nothing that we put there
+			}
+			s.forget(k)
+			keys, args = append(keys, k), append(args, d)
+		}
+		reply, err := s.store.Run(ctx, end, keys, args...)
+		if err != nil {
+			return total, err
+		}
+		n, _ := strconv.Atoi(reply[0])
+		total += n
+	}
+	return total, nil
 }
 
 func (s *Sessions) remember(k redis.Key, binding string, now time.Time) {

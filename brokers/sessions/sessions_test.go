@@ -29,7 +29,7 @@ func TestSessions(t *testing.T) {
 		if _, err := a.Owner(t.Context(), "s"); !errors.Is(err, gateway.ErrNotFound) {
 			t.Errorf("unknown: %v", err)
 		}
-		if err := a.Open(t.Context(), "s", "alice"); err != nil {
+		if err := a.Open(t.Context(), "s", "alice", "acme", "task-1"); err != nil {
 			t.Fatal(err)
 		}
 		for _, s := range []*sessions.Sessions{a, b, b} {
@@ -53,11 +53,11 @@ func TestSessions(t *testing.T) {
 			t.Errorf("closed elsewhere: %v", err)
 		}
 		// One session's record is no other's.
-		if err := a.Open(t.Context(), "victim", "alice"); err != nil {
+		if err := a.Open(t.Context(), "victim", "alice", "acme", "task-1"); err != nil {
 			t.Fatal(err)
 		}
 		stolen := server.Keys(t, "*agent-session*")[0]
-		if err := a.Open(t.Context(), "thief", "mallory"); err != nil {
+		if err := a.Open(t.Context(), "thief", "mallory", "acme", "task-1"); err != nil {
 			t.Fatal(err)
 		}
 		for _, key := range server.Keys(t, "*agent-session*") {
@@ -67,6 +67,55 @@ func TestSessions(t *testing.T) {
 		}
 		if owner, err := b.Owner(t.Context(), "thief"); err == nil {
 			t.Errorf("a moved record opens: %q", owner)
+		}
+	})
+}
+
+// The end of a task ends its sessions, on every replica, and no other's.
+func TestTheEndOfATask(t *testing.T) {
+	redistest.Each(t, func(t *testing.T, start func(testing.TB) *redistest.Server) {
+		server := start(t)
+		now := time.Now()
+		open := func() *sessions.Sessions {
+			s, err := sessions.New(sessions.Config{Store: server.Open(t, "acme", "globex"), Now: func() time.Time { return now }})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return s
+		}
+		a, b := open(), open()
+		for session, of := range map[string][2]string{
+			"one": {"acme", "task-1"}, "two": {"acme", "task-1"}, "closed": {"acme", "task-1"},
+			"other": {"acme", "task-2"}, "theirs": {"globex", "task-1"},
+		} {
+			if err := a.Open(t.Context(), session, session, of[0], of[1]); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := b.Owner(t.Context(), session); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := b.Close(t.Context(), "closed"); err != nil {
+			t.Fatal(err)
+		}
+		for i, want := range []int{2, 0} {
+			if n, err := b.EndTask(t.Context(), "acme", "task-1"); err != nil || n != want {
+				t.Errorf("end %d ended %d, %v; want %d", i, n, err, want)
+			}
+		}
+		now = now.Add(time.Second)
+		for session, want := range map[string]error{"one": gateway.ErrNotFound, "two": gateway.ErrNotFound, "closed": gateway.ErrNotFound, "other": nil, "theirs": nil} {
+			for _, s := range []*sessions.Sessions{a, b} {
+				if _, err := s.Owner(t.Context(), session); !errors.Is(err, want) {
+					t.Errorf("%s: %v, want %v", session, err, want)
+				}
+			}
+		}
+		if left := server.Keys(t, "*sessions-task:acme:task-1*"); len(left) > 0 {
+			t.Errorf("left: %v", left)
+		}
+		if _, err := a.EndTask(t.Context(), "acme", "task:1"); err == nil {
+			t.Error("ended what cannot be a task")
 		}
 	})
 }
@@ -85,7 +134,7 @@ func TestClosedStaysClosed(t *testing.T) {
 		a, b := open(), open()
 		for i := range 200 {
 			id := fmt.Sprint("session-", i)
-			if err := a.Open(t.Context(), id, "alice"); err != nil {
+			if err := a.Open(t.Context(), id, "alice", "acme", "task-1"); err != nil {
 				t.Fatal(err)
 			}
 			var work sync.WaitGroup

@@ -39,6 +39,8 @@ func TestForgedRedisStateRunsNothing(t *testing.T) {
 				s.Do(t, "HSET", "tb:{acme}:task:task-1", "task", s.Do(t, "HGET", "tb:{globex}:task:task-1", "task"))
 			},
 			"its version": func(s *redistest.Server) { s.Do(t, "HSET", "tb:{acme}:task:task-1", "v", "2") },
+			"its state":   func(s *redistest.Server) { s.Do(t, "HSET", "tb:{acme}:task:task-1", "state", "over") },
+			"no state":    func(s *redistest.Server) { s.Do(t, "HDEL", "tb:{acme}:task:task-1", "state") },
 			"no version":  func(s *redistest.Server) { s.Do(t, "HDEL", "tb:{acme}:task:task-1", "v") },
 			"another sort of key": func(s *redistest.Server) {
 				s.Do(t, "DEL", "tb:{acme}:task:task-1")
@@ -76,11 +78,14 @@ func TestAnEndThatIsUndoneInRedisStaysAnEndHere(t *testing.T) {
 	a, b := replica(t, s, &gatewaytest.Facts{}), replica(t, s, &gatewaytest.Facts{})
 	begin(t, a, "acme", "task-1")
 	was := s.Do(t, "HGET", "tb:{acme}:task:task-1", "task")
-	if _, err := a.End(t.Context(), "acme", "task-1", "alice"); err != nil {
+	if _, err := a.End(t.Context(), "acme", "task-1", by("alice")); err != nil {
 		t.Fatal(err)
 	}
 	<-b.Ended("acme", "task-1")
-	s.Do(t, "HSET", "tb:{acme}:task:task-1", "v", "1", "task", was)
+	for len(s.Keys(t, "tb:{acme}:task-users:task-1")) > 0 { // its closing would only write over what follows
+		time.Sleep(time.Millisecond)
+	}
+	s.Do(t, "HSET", "tb:{acme}:task:task-1", "v", "1", "state", "running", "task", was)
 	for _, r := range []*tasks.Tasks{a, b} {
 		fresh(t, r)
 		if _, err := r.Running(t.Context(), "acme", "task-1"); !errors.Is(err, gateway.ErrNoTask) {
@@ -110,7 +115,7 @@ func TestWhenRedisForgetsNothingCachedCounts(t *testing.T) {
 				r := replica(t, s, &gatewaytest.Facts{})
 				begin(t, r, "acme", "task-0")
 				seen := r.Ended("acme", "task-0")
-				if _, err := replica(t, s, &gatewaytest.Facts{}).End(t.Context(), "acme", "task-0", "x"); err != nil {
+				if _, err := replica(t, s, &gatewaytest.Facts{}).End(t.Context(), "acme", "task-0", by("x")); err != nil {
 					t.Fatal(err)
 				}
 				<-seen
@@ -143,49 +148,17 @@ func TestACachedTaskCostsNoRoundTrip(t *testing.T) {
 	}
 }
 
-// Whatever hangs on a task hears of its end at least once, and until it could
-// see to it.
-func TestOver(t *testing.T) {
-	redistest.Each(t, func(t *testing.T, start func(testing.TB) *redistest.Server) {
-		s := start(t)
-		var mu sync.Mutex
-		told := map[string]int{}
-		facts := &gatewaytest.Facts{}
-		r := replica(t, s, facts, func(c *tasks.Config) {
-			c.Over = func(_ context.Context, task gateway.Task) error {
-				mu.Lock()
-				defer mu.Unlock()
-				if told[task.ID+" "+string(task.State)]++; told[task.ID+" "+string(task.State)] == 1 {
-					return errors.New("Vault is away")
-				}
-				return nil
-			}
-		})
-		begin(t, r, "acme", "task-1")
-		if _, err := r.End(t.Context(), "acme", "task-1", "alice"); err != nil {
-			t.Fatal(err)
-		}
-		expire(t, r, "globex", "task-2")
-		redistest.Await(t, "both are told twice", func() bool {
-			mu.Lock()
-			defer mu.Unlock()
-			return told["task-1 ended"] == 2 && told["task-2 expired"] == 2
-		})
-		if got := facts.Of(); len(got) != 1 || got[0].Type != audit.TaskExpired || got[0].Task.ID != "task-2" {
-			t.Errorf("recorded %v", got)
-		}
-	})
-}
-
 func TestForgedFactsAreNotRecorded(t *testing.T) {
 	s, facts := redistest.Embedded(t), &gatewaytest.Facts{}
 	r := replica(t, s, facts)
-	s.Do(t, "XADD", "tb:{acme}:outbox:tasks", "*", "state", "expired", "id", "task-9", "task", `{"id":"task-9","tenant":"acme","state":"expired"}`)
+	s.Do(t, "XADD", "tb:{acme}:outbox:tasks", "*", "kind", "closed", "id", "task-9", "fact", `{"task":{"id":"task-9","tenant":"acme","state":"expired"}}`)
 	s.Do(t, "XADD", "tb:{acme}:outbox:tasks", "*", "nonsense", "")
 	expire(t, r, "acme", "task-1")
-	redistest.Await(t, "the real one is", func() bool { return len(facts.Of()) > 0 })
-	if got := facts.Of(); len(got) != 1 || got[0].Task.ID != "task-1" {
-		t.Errorf("recorded %v", got)
+	redistest.Await(t, "the real one is", func() bool { return len(facts.Of(audit.TaskExpired)) > 0 })
+	for _, f := range facts.Of() {
+		if f.Task.ID != "task-1" {
+			t.Errorf("recorded %v", f)
+		}
 	}
 }
 
@@ -198,7 +171,7 @@ func TestLoadsRaceEnds(t *testing.T) {
 	for i := range 100 {
 		id := fmt.Sprint("task-", i)
 		begin(t, a, "acme", id)
-		all.Go(func() { a.End(context.Background(), "acme", id, "x") })
+		all.Go(func() { a.End(context.Background(), "acme", id, by("x")) })
 		all.Go(func() { b.Running(context.Background(), "acme", id) })
 	}
 	all.Wait()
@@ -234,7 +207,7 @@ func TestALateReadBringsNothingBack(t *testing.T) {
 		if before >= 0 {
 			redistest.Await(t, "Redis has answered", func() bool { return hmgets(t, s) > before })
 		}
-		if _, err := a.End(t.Context(), "acme", "task-1", "alice"); err != nil {
+		if _, err := a.End(t.Context(), "acme", "task-1", by("alice")); err != nil {
 			t.Fatal(err)
 		}
 		<-ended
@@ -346,4 +319,288 @@ func TestClocksThatDisagreeAreStale(t *testing.T) {
 			t.Errorf("%v off: %v", off, err)
 		}
 	}
+}
+
+// Whoever can write to Redis can take places, counts and members away; what a
+// replica saw of them stands, and what only sealed records say is only taken
+// from there.
+func TestWhatIsTakenAwayInRedis(t *testing.T) {
+	redistest.Each(t, func(t *testing.T, start func(testing.TB) *redistest.Server) {
+		setup := func(t *testing.T) (*redistest.Server, *tasks.Tasks, *gatewaytest.Facts) {
+			s, facts := start(t), &gatewaytest.Facts{}
+			r := replica(t, s, facts)
+			fresh(t, r)
+			return s, r, facts
+		}
+		t.Run("a stop is put back", func(t *testing.T) {
+			s, a, _ := setup(t)
+			b := replica(t, s, &gatewaytest.Facts{})
+			if err := a.Stop(t.Context(), gateway.Stop{Tenant: "acme", Kind: gateway.StopPrincipal, Name: "agent:a", By: "alice"}); err != nil {
+				t.Fatal(err)
+			}
+			redistest.Await(t, "b knows", func() bool { return b.Remembers(task("acme", "task-1")) })
+			s.Do(t, "DEL", "tb:{acme}:tasks-stops")
+			for _, r := range []*tasks.Tasks{a, b} {
+				if _, err := r.Start(t.Context(), task("acme", "task-1")); !errors.Is(err, gateway.ErrStopped) {
+					t.Errorf("it starts: %v", err)
+				}
+			}
+			s.Do(t, "XADD", "tb:{acme}:tasks-ended", "*", "id", "-", "what", "stops")
+			redistest.Await(t, "it is back", func() bool {
+				all, err := a.Stops(t.Context(), "acme")
+				return err == nil && len(all) == 1
+			})
+			// One that was lifted is not put back, by whoever remembers it, nor can its
+			// lifting be used against the next.
+			if _, err := a.Lift(t.Context(), "acme", gateway.StopPrincipal, "agent:a"); err != nil {
+				t.Fatal(err)
+			}
+			redistest.Await(t, "it is lifted everywhere", func() bool {
+				_, err := b.Start(t.Context(), task("acme", "task-2"))
+				return err == nil
+			})
+			if err := a.Stop(t.Context(), gateway.Stop{Tenant: "acme", Kind: gateway.StopPrincipal, Name: "agent:a", By: "alice"}); err != nil {
+				t.Fatal(err)
+			}
+			s.Do(t, "DEL", "tb:{acme}:tasks-stops")
+			s.Do(t, "XADD", "tb:{acme}:tasks-ended", "*", "id", "-", "what", "stops")
+			redistest.Await(t, "the new one is back", func() bool {
+				all, err := a.Stops(t.Context(), "acme")
+				return err == nil && len(all) == 1
+			})
+		})
+		t.Run("a stop that is not ours holds until it is lifted", func(t *testing.T) {
+			s, a, _ := setup(t)
+			if err := a.Stop(t.Context(), gateway.Stop{Tenant: "acme", Kind: gateway.StopPrincipal, Name: "agent:a"}); err != nil {
+				t.Fatal(err)
+			}
+			field := s.Do(t, "HKEYS", "tb:{acme}:tasks-stops").([]any)[0]
+			s.Do(t, "HSET", "tb:{acme}:tasks-stops", field, "not ours")
+			if _, err := a.Start(t.Context(), task("acme", "task-1")); !errors.Is(err, gateway.ErrStopped) {
+				t.Errorf("it starts: %v", err)
+			}
+			if _, err := a.Lift(t.Context(), "acme", gateway.StopPrincipal, "agent:a"); err != nil {
+				t.Fatal(err)
+			}
+		})
+		t.Run("what was spent stays spent", func(t *testing.T) {
+			s, r, _ := setup(t)
+			one := task("acme", "task-1")
+			one.Budget = gateway.Budget{Calls: 5, PerDay: 100}
+			if _, err := r.Start(t.Context(), one); err != nil {
+				t.Fatal(err)
+			}
+			runsOn(t, r, "acme", "task-1")
+			for i := range 8 {
+				if err := r.Spend(t.Context(), one); (err == nil) != (i < 5) {
+					t.Errorf("call %d: %v", i, err)
+				}
+				for _, k := range s.Keys(t, "tb:{acme}:task-*") {
+					if strings.Contains(k, "spent") {
+						s.Do(t, "DEL", k)
+					}
+				}
+			}
+			s.Do(t, "SET", "tb:{acme}:task-spent:task-1", "-1000")
+			if err := r.Spend(t.Context(), one); !errors.Is(err, gateway.ErrTooMany) {
+				t.Errorf("set back: %v", err)
+			}
+		})
+		t.Run("a workload stays on its task", func(t *testing.T) {
+			s, r, _ := setup(t)
+			one, two := task("acme", "task-1"), task("acme", "task-2")
+			one.Own, two.Own = true, true
+			if _, err := r.Start(t.Context(), one); err != nil {
+				t.Fatal(err)
+			}
+			place := s.Keys(t, "tb:{acme}:task-bound:*")[0]
+			for _, forged := range []string{"", "task-none", "task-2", "not an id:"} {
+				if s.Do(t, "DEL", place); forged != "" {
+					s.Do(t, "SET", place, forged)
+				}
+				if _, err := r.Start(t.Context(), two); !errors.Is(err, gateway.ErrBusy) {
+					t.Errorf("with %q in its place: %v", forged, err)
+				}
+			}
+		})
+		t.Run("another's task is nobody's standing one", func(t *testing.T) {
+			s, r, _ := setup(t)
+			mine, theirs := task("acme", "task-1"), task("acme", "task-2")
+			mine.Implicit, theirs.Implicit, theirs.Principal = true, true, "agent:b"
+			if _, err := r.Start(t.Context(), theirs); err != nil {
+				t.Fatal(err)
+			}
+			place := s.Keys(t, "tb:{acme}:task-standing:*")[0]
+			if _, err := r.Start(t.Context(), mine); err != nil {
+				t.Fatal(err)
+			}
+			for _, k := range s.Keys(t, "tb:{acme}:task-standing:*") {
+				if k != place {
+					s.Do(t, "SET", k, "task-2")
+				}
+			}
+			b := replica(t, s, &gatewaytest.Facts{})
+			fresh(t, b)
+			var got gateway.Task
+			var err error
+			redistest.Await(t, "it is asked", func() bool {
+				got, err = b.Standing(t.Context(), "acme", "agent:a", "bob", "triage")
+				return !errors.Is(err, gateway.ErrStale)
+			})
+			if !errors.Is(err, gateway.ErrNoTask) {
+				t.Errorf("Standing = %s, %v", got.ID, err)
+			}
+		})
+		t.Run("a child without its place in the family ends with it", func(t *testing.T) {
+			s, r, facts := setup(t)
+			b := replica(t, s, &gatewaytest.Facts{})
+			root := task("acme", "task-1")
+			root.Limits = gateway.Limits{Depth: 1, FanOut: 2}
+			if _, err := r.Start(t.Context(), root); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := r.Start(t.Context(), below(root, "task-2")); err != nil {
+				t.Fatal(err)
+			}
+			begin(t, r, "acme", "task-3")
+			runsOn(t, b, "acme", "task-2")
+			s.Do(t, "DEL", "tb:{acme}:task-children:task-1")
+			s.Do(t, "SADD", "tb:{acme}:task-children:task-1", "task-3", "task-none", "not an id:") // none of its
+			ended := b.Ended("acme", "task-2")
+			if _, err := r.End(t.Context(), "acme", "task-1", by("x")); err != nil {
+				t.Fatal(err)
+			}
+			<-ended
+			for _, r := range []*tasks.Tasks{r, b, replica(t, s, facts)} {
+				fresh(t, r)
+				redistest.Await(t, "its child is refused", func() bool {
+					_, err := r.Running(t.Context(), "acme", "task-2")
+					if err == nil {
+						t.Fatal("its child runs")
+					}
+					return errors.Is(err, gateway.ErrNoTask)
+				})
+			}
+			redistest.Await(t, "it is closed all the same", func() bool { return len(closed(facts)) >= 1 })
+			runsOn(t, r, "acme", "task-3")
+		})
+		t.Run("a child does not run on a forged parent", func(t *testing.T) {
+			s, r, _ := setup(t)
+			root := task("acme", "task-1")
+			root.Limits = gateway.Limits{Depth: 1, FanOut: 2}
+			if _, err := r.Start(t.Context(), root); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := r.Start(t.Context(), below(root, "task-2")); err != nil {
+				t.Fatal(err)
+			}
+			s.Do(t, "HSET", "tb:{acme}:task:task-1", "v", "7")
+			if _, err := r.Start(t.Context(), below(root, "task-3")); err == nil {
+				t.Error("a child of it starts")
+			}
+			b := replica(t, s, &gatewaytest.Facts{})
+			fresh(t, b)
+			if _, err := b.Running(t.Context(), "acme", "task-2"); err == nil {
+				t.Error("a child of it runs")
+			}
+		})
+		t.Run("a report that is not ours is none", func(t *testing.T) {
+			s, r, facts := setup(t)
+			hang := make(chan struct{})
+			b := replica(t, s, facts, func(c *tasks.Config) {
+				c.Here = func(context.Context, gateway.Task) gateway.Closing { <-hang; return gateway.Closing{Calls: 7} }
+			})
+			begin(t, r, "acme", "task-1")
+			runsOn(t, b, "acme", "task-1")
+			if _, err := r.End(t.Context(), "acme", "task-1", by("x")); err != nil {
+				t.Fatal(err)
+			}
+			s.Do(t, "HSET", "tb:{acme}:task-reports:task-1", b.Self(), `{"calls":0}`)
+			redistest.Await(t, "r reported", func() bool { return s.Do(t, "HGET", "tb:{acme}:task-reports:task-1", r.Self()) != nil })
+			// b's place in the hash holds another's report now.
+			s.Do(t, "HSET", "tb:{acme}:task-reports:task-1", b.Self(), s.Do(t, "HGET", "tb:{acme}:task-reports:task-1", r.Self()))
+			if len(closed(facts)) > 0 {
+				t.Error("closed without b")
+			}
+			close(hang)
+			redistest.Await(t, "it is closed", func() bool { return len(closed(facts)) == 1 })
+			if got := closed(facts)[0].Closing; got.Calls != 7 {
+				t.Errorf("closed %+v", got)
+			}
+		})
+	})
+}
+
+// A forged entry in the stream makes a replica look again, and no more.
+func TestForgedAnnouncements(t *testing.T) {
+	s := redistest.Embedded(t)
+	r := replica(t, s, &gatewaytest.Facts{})
+	begin(t, r, "acme", "task-1")
+	for _, what := range []string{"changed", "stops"} {
+		s.Do(t, "XADD", "tb:{acme}:tasks-ended", "*", "id", "task-1", "what", what)
+	}
+	runsOn(t, r, "acme", "task-1")
+	ended := r.Ended("acme", "task-1")
+	s.Do(t, "XADD", "tb:{acme}:tasks-ended", "*", "id", "task-1") // nobody ends a task so, but fewer calls is all it does
+	<-ended
+}
+
+// A replica that starts later knows from its log what had ended: an old record
+// that was put back convinces it of nothing.
+func TestARecordThatIsPutBackRunsNothingThatTheLogHasEnded(t *testing.T) {
+	redistest.Each(t, func(t *testing.T, start func(testing.TB) *redistest.Server) {
+		s := start(t)
+		a := replica(t, s, &gatewaytest.Facts{})
+		begin(t, a, "acme", "task-1")
+		begin(t, a, "acme", "task-2")
+		was := map[string]any{}
+		for _, field := range []string{"v", "state", "task"} {
+			was[field] = s.Do(t, "HGET", "tb:{acme}:task:task-1", field)
+		}
+		if _, err := a.End(t.Context(), "acme", "task-1", gateway.Ending{As: gateway.TaskEnded, By: "x"}); err != nil {
+			t.Fatal(err)
+		}
+		redistest.Await(t, "it is closed", func() bool {
+			got, err := a.Get(t.Context(), "acme", "task-1")
+			return err == nil && got.State == gateway.TaskEnded
+		})
+		s.Do(t, "HSET", "tb:{acme}:task:task-1", "v", was["v"], "state", was["state"], "task", was["task"])
+		b := replica(t, s, &gatewaytest.Facts{}, func(c *tasks.Config) { c.Over = map[string][]string{"acme": {"task-1"}} })
+		fresh(t, b)
+		if _, err := b.Running(t.Context(), "acme", "task-1"); !errors.Is(err, gateway.ErrNoTask) {
+			t.Errorf("it runs: %v", err)
+		}
+		redistest.Await(t, "another runs", func() bool { _, err := b.Running(t.Context(), "acme", "task-2"); return err == nil })
+	})
+}
+
+// A standing task that somebody ends a moment after it expired stays ended.
+func TestAStandingTaskThatExpiredIsStillEnded(t *testing.T) {
+	redistest.Each(t, func(t *testing.T, start func(testing.TB) *redistest.Server) {
+		s := start(t)
+		r := replica(t, s, &gatewaytest.Facts{})
+		fresh(t, r)
+		for ttl := 50 * time.Millisecond; ; ttl *= 2 {
+			one := task("acme", "task-1")
+			one.Implicit, one.Expires = true, time.Now().Add(ttl)
+			if _, err := r.Start(t.Context(), one); err == nil {
+				break
+			} else if !errors.Is(err, gateway.ErrNotNow) {
+				t.Fatal(err)
+			}
+		}
+		<-r.Ended("acme", "task-1")
+		redistest.Await(t, "it expired", func() bool {
+			got, err := r.Get(t.Context(), "acme", "task-1")
+			return err == nil && got.State != gateway.TaskRunning
+		})
+		if _, err := r.End(t.Context(), "acme", "task-1", gateway.Ending{As: gateway.TaskEnded, By: "operator:alice", Why: "enough"}); err != nil {
+			t.Fatal(err)
+		}
+		again := task("acme", "task-2")
+		again.Implicit = true
+		if _, err := r.Start(t.Context(), again); !errors.Is(err, gateway.ErrStopped) {
+			t.Errorf("it started again: %v", err)
+		}
+	})
 }

@@ -53,3 +53,8 @@ func runs(t *testing.T, store *redis.Store, facts gateway.Recorder, change ...fu
 	t.Cleanup(func() { cancel(); done.Wait() })
 	return r
 }
+
+// by is an ordinary end.
+func by(who string) gateway.Ending {
+	return gateway.Ending{As: gateway.TaskEnded, By: who, Why: "done"}
+}

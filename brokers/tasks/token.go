@@ -7,12 +7,15 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/hex"
+	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -36,7 +39,69 @@ type claims struct {
 	Task       string `json:"task"`
 	OnBehalfOf string `json:"obo,omitempty"`
 	Owner      string `json:"owner"`
+	Act        *actor `json:"act,omitempty"` // who delegated to the subject (RFC 8693)
+	Cnf        *bound `json:"cnf,omitempty"` // the key it is bound to (RFC 7800)
 }
+
+// An actor is the principal of the task above; the outermost is the deepest.
+type actor struct {
+	Subject string `json:"sub"`
+	Act     *actor `json:"act,omitempty"`
+}
+
+// A bound token counts only together with proof of one key.
+type bound struct {
+	JKT  string `json:"jkt,omitempty"`      // of a DPoP key (RFC 9449)
+	X5T  string `json:"x5t#S256,omitempty"` // of a client's certificate (RFC 8705)
+	more bool   // a way that is not ours
+}
+
+// UnmarshalJSON reads cnf; a member that is unknown here might be a limit.
+func (b *bound) UnmarshalJSON(text []byte) error {
+	var m map[string]string
+	if err := json.Unmarshal(text, &m); err != nil {
+		return err
+	}
+	*b = bound{JKT: m["jkt"], X5T: m["x5t#S256"]}
+	delete(m, "jkt")
+	delete(m, "x5t#S256")
+	b.more = len(m) > 0
+	return nil
+}
+
+// key is what Principal.Bound says, or false where that is not one key.
+func (b *bound) key() (string, bool) {
+	switch {
+	case b == nil:
+		return "", true
+	case b.more || (b.JKT == "") == (b.X5T == "") || !thumbprint.MatchString(b.JKT+b.X5T):
+		return "", false
+	case b.JKT != "":
+		return "jkt:" + b.JKT, true
+	default:
+		return "x5t#S256:" + b.X5T, true
+	}
+}
+
+// boundTo is the cnf of a task's token.
+func boundTo(key string) (*bound, error) {
+	if key == "" {
+		return nil, nil
+	}
+	b := &bound{}
+	if x, ok := strings.CutPrefix(key, "jkt:"); ok {
+		b.JKT = x
+	} else if x, ok := strings.CutPrefix(key, "x5t#S256:"); ok {
+		b.X5T = x
+	}
+	if k, ok := b.key(); !ok || k != key {
+		return nil, errors.New("bound to what is no key's thumbprint")
+	}
+	return b, nil
+}
+
+// A thumbprint is a SHA-256 in base64url.
+var thumbprint = regexp.MustCompile(`^[A-Za-z0-9_-]{43}$`)
 
 // A signer signs with this replica's key.
 type signer struct {
@@ -64,12 +129,20 @@ func newSigner(key ed25519.PrivateKey) (signer, error) {
 // sign makes the token that is a task. It lives as long as the task.
 func (r *Tasks) sign(t gateway.Task) (gateway.Secret, error) {
 	now := r.Now()
+	cnf, err := boundTo(t.Bound)
+	if err != nil {
+		return gateway.Secret{}, err
+	}
+	var act *actor
+	for _, who := range t.Delegators() {
+		act = &actor{who, act}
+	}
 	raw, err := jwt.Signed(r.signer).Claims(claims{
 		Claims: jwt.Claims{
 			Issuer: r.Issuer, Audience: jwt.Audience{r.Audience}, Subject: t.Principal, ID: strings.ToLower(rand.Text()),
 			IssuedAt: jwt.NewNumericDate(now), NotBefore: jwt.NewNumericDate(now), Expiry: jwt.NewNumericDate(t.Expires),
 		},
-		Tenant: t.Tenant, Task: t.ID, OnBehalfOf: t.OnBehalfOf, Owner: t.Owner,
+		Tenant: t.Tenant, Task: t.ID, OnBehalfOf: t.OnBehalfOf, Owner: t.Owner, Act: act, Cnf: cnf,
 	}).Serialize()
 	if err != nil {
 		return gateway.Secret{}, err
@@ -81,8 +154,10 @@ func (r *Tasks) sign(t gateway.Task) (gateway.Secret, error) {
 }
 
 // VerifyToken returns the principal that a task token is for, or an error that
-// wraps [gateway.ErrUnidentified] and holds nothing of the token. Whether the
-// task still runs is [Tasks.Running]'s to say. Only a key this replica has not
+// wraps [gateway.ErrUnidentified] and holds nothing of the token. The principal's
+// Bound is the key whose proof the token demands, which is the caller's to ask
+// for; its Chain is the principals above, outermost first. Whether the task still
+// runs is [Tasks.Running]'s to say. Only a key this replica has not
 // seen yet costs a round trip.
 func (r *Tasks) VerifyToken(raw string) (gateway.Principal, error) {
 	p, err := r.verify(raw)
@@ -126,9 +201,21 @@ func (r *Tasks) verify(raw string) (p gateway.Principal, err error) {
 	if _, err := r.Store.Key(c.Tenant, redis.Task, c.Task); err != nil {
 		return p, errors.New("for no tenant or task of ours")
 	}
+	holder, ok := c.Cnf.key()
+	if !ok {
+		return p, errors.New("bound in a way that cannot be proven here")
+	}
+	var chain []string
+	for a := c.Act; a != nil; a = a.Act {
+		if a.Subject == "" || len(chain) == maxDepth {
+			return p, errors.New("a chain that is not ours")
+		}
+		chain = append(chain, a.Subject)
+	}
+	slices.Reverse(chain)
 	return gateway.Principal{
-		ID: c.Subject, Tenant: c.Tenant, OnBehalfOf: c.OnBehalfOf, Owner: c.Owner,
-		Authn: "task_token", Credential: c.ID, Task: c.Task, Expires: c.Expiry.Time(),
+		ID: c.Subject, Tenant: c.Tenant, OnBehalfOf: c.OnBehalfOf, Owner: c.Owner, Chain: chain, Bound: holder,
+		Authn: gateway.AuthnTaskToken, Credential: c.ID, Task: c.Task, Expires: c.Expiry.Time(),
 	}, nil
 }
 

@@ -4,12 +4,15 @@ import (
 	"bytes"
 	"crypto/ed25519"
 	"crypto/rand"
+	"crypto/sha256"
 	"encoding/base64"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -17,6 +20,7 @@ import (
 
 	"github.com/go-jose/go-jose/v4"
 
+	"toolbroker/brokers/internal/redis"
 	"toolbroker/brokers/internal/redis/redistest"
 	"toolbroker/brokers/tasks"
 	"toolbroker/gateway"
@@ -49,6 +53,51 @@ func TestATokenIsItsTaskOnEveryReplica(t *testing.T) {
 	})
 }
 
+// A token says which key its holder must prove, and who delegated, outermost
+// deepest; and it is its task's however deep that is.
+func TestATokenSaysItsChainAndItsKey(t *testing.T) {
+	s := redistest.Embedded(t)
+	r := replica(t, s, &gatewaytest.Facts{})
+	thumb := strings.Repeat("x", 42) + "_"
+	for _, bound := range []string{"", "jkt:" + thumb, "x5t#S256:" + thumb} {
+		root := task("acme", tasks.NewID())
+		root.Principal, root.Bound, root.Limits = "agent:root", bound, gateway.Limits{Depth: 2, FanOut: 2}
+		if _, err := r.Start(t.Context(), root); err != nil {
+			t.Fatal(err)
+		}
+		mid := below(root, tasks.NewID())
+		mid.Principal, mid.Bound = "agent:mid", bound
+		if _, err := r.Start(t.Context(), mid); err != nil {
+			t.Fatal(err)
+		}
+		leaf := below(mid, tasks.NewID())
+		leaf.Principal, leaf.Bound = "agent:leaf", bound
+		token, err := r.Start(t.Context(), leaf)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p, err := r.VerifyToken(token.Reveal())
+		if err != nil || p.ID != "agent:leaf" || p.Task != leaf.ID || p.Bound != bound || !slices.Equal(p.Chain, []string{"agent:root", "agent:mid"}) {
+			t.Errorf("it is %+v, %v", p, err)
+		}
+		_, body, _ := split(t, token.Reveal())
+		if got, _ := json.Marshal(body["act"]); string(got) != `{"act":{"sub":"agent:root"},"sub":"agent:mid"}` {
+			t.Errorf("act is %s", got)
+		}
+		name, value, _ := strings.Cut(bound, ":")
+		if got, _ := json.Marshal(body["cnf"]); bound != "" && string(got) != fmt.Sprintf(`{%q:%q}`, name, value) || bound == "" && body["cnf"] != nil {
+			t.Errorf("cnf is %s", got)
+		}
+	}
+	for _, bound := range []string{"jkt:", "jkt:short", "x5t#S256:" + thumb + "=", thumb, "jwk:" + thumb} {
+		odd := task("acme", tasks.NewID())
+		odd.Bound = bound
+		if _, err := r.Start(t.Context(), odd); err == nil {
+			t.Errorf("bound to %q, it starts", bound)
+		}
+	}
+}
+
 func TestForgedTokens(t *testing.T) {
 	s := redistest.Embedded(t)
 	pub, key, err := ed25519.GenerateKey(nil)
@@ -70,6 +119,14 @@ func TestForgedTokens(t *testing.T) {
 	_, stranger, _ := ed25519.GenerateKey(nil)
 
 	type m = map[string]any
+	thumb := strings.Repeat("A", 43)
+	deep := func(n int) m {
+		act := m{"sub": "a"}
+		for range n - 1 {
+			act = m{"sub": "a", "act": act}
+		}
+		return act
+	}
 	sign := func(k any, alg jose.SignatureAlgorithm, head m, body m) string {
 		opt := &jose.SignerOptions{}
 		for n, v := range head {
@@ -137,6 +194,14 @@ func TestForgedTokens(t *testing.T) {
 		"an unknown tenant":             sign(key, jose.EdDSA, ours, with(m{"tid": "initech"})),
 		"the shared tenant":             sign(key, jose.EdDSA, ours, with(m{"tid": "_"})),
 		"a task that is no id":          sign(key, jose.EdDSA, ours, with(m{"task": "a:b"})),
+		"bound to nothing":              sign(key, jose.EdDSA, ours, with(m{"cnf": m{}})),
+		"bound to two keys":             sign(key, jose.EdDSA, ours, with(m{"cnf": m{"jkt": thumb, "x5t#S256": thumb}})),
+		"bound in a way unknown here":   sign(key, jose.EdDSA, ours, with(m{"cnf": m{"jkt": thumb, "jwk": "x"}})),
+		"bound to no thumbprint":        sign(key, jose.EdDSA, ours, with(m{"cnf": m{"jkt": "short"}})),
+		"bound to a list":               sign(key, jose.EdDSA, ours, with(m{"cnf": []string{thumb}})),
+		"a chain of nobody":             sign(key, jose.EdDSA, ours, with(m{"act": m{"sub": ""}})),
+		"a chain too deep":              sign(key, jose.EdDSA, ours, with(m{"act": deep(17)})),
+		"a chain far too deep":          sign(key, jose.EdDSA, ours, with(m{"act": deep(400)})),
 		"no task":                       sign(key, jose.EdDSA, ours, with(m{"task": nil})),
 		"too long":                      sign(key, jose.EdDSA, ours, with(m{"pad": strings.Repeat("x", 8<<10)})),
 		"longer than anyone would read": strings.Repeat("x", 64<<20),
@@ -171,8 +236,15 @@ func FuzzVerifyToken(f *testing.F) {
 	f.Add("a.b.c")
 	f.Add("eyJhbGciOiJub25lIn0.e30.")
 	f.Add("eyJhbGciOiJFZERTQSIsImtpZCI6ImEiLCJ0eXAiOiJ0YnRhc2srand0In0.e30.AA")
+	f.Add(`{"iss":"i","aud":"a","sub":"x","owner":"o","jti":"j","iat":1,"nbf":1,"exp":9999999999,"tid":"acme","task":"t","act":{"sub":"y","act":{"sub":"z"}},"cnf":{"jkt":"` + strings.Repeat("A", 43) + `"}}`)
 	s := redistest.Embedded(f)
 	_, key, _ := ed25519.GenerateKey(nil)
+	sum := sha256.Sum256(key.Public().(ed25519.PublicKey))
+	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.EdDSA, Key: jose.JSONWebKey{Key: key, KeyID: hex.EncodeToString(sum[:16])}},
+		(&jose.SignerOptions{}).WithType("tbtask+jwt"))
+	if err != nil {
+		f.Fatal(err)
+	}
 	r, err := tasks.New(tasks.Config{Store: s.Open(f, "acme"), Recorder: &gatewaytest.Facts{}, SigningKey: key, Issuer: "i", Audience: "a"})
 	if err != nil {
 		f.Fatal(err)
@@ -180,6 +252,26 @@ func FuzzVerifyToken(f *testing.F) {
 	f.Fuzz(func(t *testing.T, raw string) {
 		if p, err := r.VerifyToken(raw); !errors.Is(err, gateway.ErrUnidentified) || p.ID != "" {
 			t.Errorf("%q is %+v", raw, p)
+		}
+		// The same as what a key of ours signed: refused, or somebody whole.
+		signed, err := signer.Sign([]byte(raw))
+		if err != nil {
+			t.Fatal(err)
+		}
+		token, err := signed.CompactSerialize()
+		if err != nil {
+			t.Fatal(err)
+		}
+		p, err := r.VerifyToken(token)
+		if err != nil {
+			if !errors.Is(err, gateway.ErrUnidentified) || p.ID != "" {
+				t.Errorf("claims %q: %+v, %v", raw, p, err)
+			}
+			return
+		}
+		if p.ID == "" || p.Tenant != "acme" || p.Owner == "" || !redis.ValidID(p.Task) || p.Expires.Before(time.Now()) || len(p.Chain) > 16 || slices.Contains(p.Chain, "") ||
+			p.Bound != "" && !strings.HasPrefix(p.Bound, "jkt:") && !strings.HasPrefix(p.Bound, "x5t#S256:") {
+			t.Errorf("claims %q are %+v", raw, p)
 		}
 	})
 }

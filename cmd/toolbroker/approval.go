@@ -62,7 +62,7 @@ func approvalCommand() *cobra.Command {
 			}
 			rows := [][]string{{"ID", "STATE", "TENANT", "PRINCIPAL", "TOOL", "EXPIRES", "PURPOSE"}}
 			for _, r := range all {
-				rows = append(rows, []string{r.ID, string(r.State), r.Tenant, r.Principal, r.Server + "/" + r.Tool, stamp(r.Expires), r.Purpose})
+				rows = append(rows, []string{r.ID, string(r.State), r.Tenant, r.Principal, r.what(), stamp(r.Expires), r.Purpose})
 			}
 			return table(cmd.OutOrStdout(), rows...)
 		}),
@@ -115,6 +115,24 @@ func (r request) path() string {
 	return "/api/v1/approvals/" + url.PathEscape(r.Tenant) + "/" + url.PathEscape(r.ID)
 }
 
+// what is asked for, in short.
+func (r request) what() string {
+	if r.escalates() {
+		return "more scope on " + r.TaskKind
+	}
+	return r.Server + "/" + r.Tool
+}
+
+func (r request) asks() string {
+	if r.escalates() {
+		return "more scope on its task, as often as it likes until that lapses; this is no single call"
+	}
+	return "one call"
+}
+
+// escalates tells a request for more scope from one for a call.
+func (r request) escalates() bool { return r.Kind == "escalation" }
+
 // agree makes sure that what is approved is what the operator saw.
 func agree(cmd *cobra.Command, r request, digest string) error {
 	switch {
@@ -128,7 +146,11 @@ func agree(cmd *cobra.Command, r request, digest string) error {
 	if err := printRequest(cmd, r); err != nil {
 		return err
 	}
-	fmt.Fprint(os.Stderr, "Approve exactly this, once? Type yes: ")
+	question := "Approve exactly this, once?"
+	if r.escalates() {
+		question = "Grant this task exactly this much more, until it lapses?"
+	}
+	fmt.Fprint(os.Stderr, question+" Type yes: ")
 	answer, err := bufio.NewReader(os.Stdin).ReadString('\n')
 	if err != nil {
 		return err
@@ -176,11 +198,23 @@ func (a *adminClient) request(ctx context.Context, tenant, id string) (r request
 
 func printRequest(cmd *cobra.Command, r request) error {
 	rows := [][]string{
-		{"request", r.ID}, {"state", string(r.State)}, {"tenant", r.Tenant},
+		{"request", r.ID}, {"asks for", r.asks()}, {"state", string(r.State)}, {"tenant", r.Tenant},
 		{"principal", r.Principal}, {"acts for", orNone(r.OnBehalfOf)}, {"delegated by", orNone(strings.Join(r.Chain, " > "))},
 		{"task", r.TaskID + " (" + r.TaskKind + ")"}, {"task's owner", r.TaskOwner}, {"task is for", orNone(r.TaskFor)},
 		{"purpose", r.Purpose + "  (untrusted)"}, {"tool", r.Server + "/" + r.Tool}, {"definition", r.Definition},
 		{"credential", orNone(r.Class)}, {"expires", stamp(r.Expires)}, {"started by", r.StartedBy},
+	}
+	if len(r.TaskChain) > 0 {
+		rows = append(rows, []string{"below tasks", strings.Join(r.TaskChain, " > ")})
+	}
+	if r.Implicit {
+		rows = append(rows, []string{"implicit", "nobody declared this task"})
+	}
+	if len(r.Asserted) > 0 {
+		rows = append(rows, []string{"unproven", "only the task's starter says its " + strings.Join(r.Asserted, ", ")})
+	}
+	if len(r.Approvers) > 0 {
+		rows = append(rows, []string{"approvers", "the task lets only " + strings.Join(r.Approvers, ", ") + " answer"})
 	}
 	if !r.FourEyes {
 		rows = append(rows, []string{"four eyes", "unproven: not every human behind this is known here"})

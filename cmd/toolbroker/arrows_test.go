@@ -36,7 +36,8 @@ var rooms = []struct {
 	{"gateway/replay", door, house},
 	{"gateway/gatewaytest", door, nil},
 
-	{"brokers/identity", broker, brokerTests},
+	{"brokers/identity", broker, append(brokerTests, "brokers/identity/identitytest")},
+	{"brokers/identity/identitytest", nil, nil}, // a provider and a SPIRE, for tests
 	{"brokers/operators", broker, brokerTests},
 	{"brokers/tasks", broker, brokerTests},
 	{"brokers/approvals", broker, brokerTests},
@@ -49,7 +50,7 @@ var rooms = []struct {
 	{"brokers", []string{"brokers/internal/redis"}, nil}, // opens, for cmd, what the brokers share
 
 	// 3: the program puts it together, and nothing imports it
-	{"cmd/toolbroker", append(everything, "cmd/toolbroker/internal/dev"), house},
+	{"cmd/toolbroker", append(everything, "cmd/toolbroker/internal/dev"), append(house, "brokers/identity/identitytest")},
 	{"cmd/toolbroker/internal/dev", append(everything, "cmd/toolbroker", "brokers/secrets/standin"), house},
 
 	// Beside the house: programs that know us by our protocols only.
@@ -75,10 +76,13 @@ var homes = []struct {
 }{
 	{"github.com/casbin/", []string{"authz"}},
 	{"github.com/fsnotify/", []string{"authz"}},
-	{"github.com/redis/", []string{"brokers/internal/redis"}},
+	{"github.com/redis/", []string{"brokers/internal/redis", "cmd/toolbroker/e2e"}}, // in e2e: it looks for leftovers
 	{"github.com/alicebob/miniredis/", []string{"brokers/internal/redis"}},
 	{"github.com/hashicorp/vault/", []string{"brokers/secrets"}},
-	{"github.com/go-jose/", []string{"brokers/identity", "brokers/tasks"}}, // task tokens are checked in one, minted in the other
+	{"github.com/go-jose/", []string{"brokers/identity", "brokers/tasks"}},  // task tokens are checked in one, minted in the other
+	{"github.com/zitadel/oidc/", []string{"brokers/identity/identitytest"}}, // of tests only: the provider
+	{"github.com/spiffe/go-spiffe/", []string{"brokers/identity"}},
+	{"google.golang.org/grpc", []string{"brokers/identity"}}, // in tests: a Workload API
 	{"github.com/alexedwards/argon2id", []string{"brokers/identity", "brokers/operators"}},
 	{"golang.org/x/crypto/argon2", []string{"brokers/identity", "brokers/operators"}},
 	{"github.com/mark3labs/mcp-go/", []string{"gateway/edge", "brokers/servers", "examples", "cmd/toolbroker"}},            // in cmd: a client
@@ -110,6 +114,7 @@ var never = []struct{ room, reaches string }{
 	{"gateway", "os/exec"},
 	{"cmd/toolbroker/internal/serve", "brokers/secrets/standin"}, // dev parts stay out of production
 	{"brokers/secrets", "brokers/secrets/standin"},
+	{"cmd/toolbroker", "brokers/identity/identitytest"}, // nor do the parts of tests get in
 }
 
 func TestNever(t *testing.T) {
@@ -174,6 +179,8 @@ func TestArrowsBite(t *testing.T) {
 		{"brokers/tasks", "github.com/redis/go-redis/v9", true, false}, {"brokers/secrets", "brokers/secrets/standin", false, false}, {"brokers/secrets", "brokers/secrets/standin", true, true},
 		{"gateway/edge", "brokers/servers", true, false}, {"gateway/console", "github.com/mark3labs/mcp-go/mcp", true, false},
 		{"cmd/toolbroker/internal/serve", "brokers/secrets/standin", false, false}, {"cmd/toolbroker/internal/dev", "brokers/secrets/standin", false, true},
+		{"brokers/identity", "brokers/identity/identitytest", false, false}, {"brokers/identity", "brokers/identity/identitytest", true, true}, {"cmd/toolbroker/e2e", "brokers/identity/identitytest", true, true},
+		{"cmd/toolbroker/internal/serve", "brokers/identity/identitytest", false, false}, {"brokers/identity", "github.com/zitadel/oidc/v3/pkg/op", true, false},
 		{"brokers/tasks", "cmd/toolbroker/internal/config", false, false}, {"examples/servers/notes", "gateway", true, false}, {"gateway", "example.com/new", false, false},
 	} {
 		if err := allowed(c.from, roomOf(c.from), c.to, c.tests); (err == "") != c.fine {

@@ -187,12 +187,27 @@ func printLine(w io.Writer, l audit.Line, asJSON bool) error {
 	add("tenant", e.Tenant)
 	if e.Workload != nil {
 		add("who", e.Workload.ID)
+		if e.Workload.OnBehalfOf != "none" {
+			add("for", e.Workload.OnBehalfOf)
+		}
 	}
 	if e.Operator != nil {
 		add("operator", e.Operator.Name)
 	}
 	if e.Task != nil {
 		add("task", e.Task.ID)
+		if e.Task.Parent != "none" {
+			add("parent", e.Task.Parent)
+		}
+	}
+	if e.Stop != nil {
+		add("stop", e.Stop.Kind+":"+e.Stop.Name)
+		add("reason", e.Stop.Reason)
+	}
+	if c := e.Closing; c != nil {
+		add("closed", fmt.Sprintf("%d calls, %d approvals, %d leases, %d links, %d sessions, %d children in %d ms",
+			c.Calls, c.Approvals, c.Leases, c.Links, c.Sessions, c.Children, c.TookMS))
+		add("unproven", strings.Join(c.Unproven, ", "))
 	}
 	if e.Tool != nil {
 		add("tool", e.Tool.Server+"/"+e.Tool.Name)

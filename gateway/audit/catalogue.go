@@ -13,8 +13,19 @@ type kind struct {
 var catalogue = map[Type]kind{
 	TaskStarted:      {"TG1001I", "state", "info", "none"},
 	TaskStartRefused: {"TG1002W", "decision", "medium", "denial"},
-	TaskEnded:        {"TG1003I", "state", "info", "none"},
-	TaskExpired:      {"TG1004I", "state", "info", "none"},
+	TaskEnded:        {"TG1003I", "outcome", "info", "none"},
+	TaskExpired:      {"TG1004I", "outcome", "info", "none"},
+	TaskEnding:       {"TG1005I", "state", "info", "none"},
+	TaskRevoked:      {"TG1006W", "outcome", "medium", "override"},
+	TaskEndUnproven:  {"TG1007A", "outcome", "critical", "escalation"},
+	TaskNotNamed:     {"TG1008W", "decision", "medium", "denial"},
+
+	EscalationRequested: {"TG1101I", "state", "medium", "escalation"},
+	EscalationGranted:   {"TG1102W", "decision", "high", "escalation"},
+	EscalationRefused:   {"TG1103W", "decision", "medium", "denial"},
+
+	StopSet:    {"TG1201W", "state", "high", "override"},
+	StopLifted: {"TG1202W", "state", "high", "override"},
 
 	CallAllowed:   {"TG2001I", "decision", "info", "none"},
 	CallHeld:      {"TG2002I", "decision", "low", "none"},

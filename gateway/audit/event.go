@@ -14,6 +14,7 @@ type Event struct {
 	Args       *Args      `json:"args,omitempty"`
 	At         string     `json:"at,omitempty"` // when it happened, where that is not when it was written
 	Call       *Call      `json:"call,omitempty"`
+	Closing    *Closing   `json:"closing,omitempty"`
 	Code       string     `json:"code"` // stable; its last letter is I, W, E or A (alert)
 	Corr       *Corr      `json:"corr,omitempty"`
 	Count      int64      `json:"count,omitempty"` // how many, in a counted summary
@@ -31,6 +32,7 @@ type Event struct {
 	Policy     *PolicyRef `json:"policy,omitempty"`
 	Secret     *Secret    `json:"secret,omitempty"`
 	Severity   string     `json:"severity"` // info, low, medium, high, critical
+	Stop       *Stop      `json:"stop,omitempty"`
 	Target     *Target    `json:"target,omitempty"`
 	Task       *Task      `json:"task"` // null with UnboundReason
 	Tenant     string     `json:"tenant"`
@@ -89,9 +91,31 @@ type Call struct {
 	TraceID   string `json:"trace_id"`
 }
 
+// Closing is what ended with a task.
+type Closing struct {
+	Approvals int      `json:"approvals"`
+	Calls     int      `json:"calls"`
+	Children  int      `json:"children"`
+	Leases    int      `json:"leases"`
+	Links     int      `json:"links"` // downstream sessions and stdio children
+	Sessions  int      `json:"sessions"`
+	TookMS    int64    `json:"took_ms"` // from the beginning of its end
+	Unproven  []string `json:"unproven"`
+	Why       string   `json:"why"`
+}
+
 // Corr joins an event to other systems' records.
 type Corr struct {
+	OAuthClient    string `json:"oauth_client"` // that got the token the caller came with
+	OAuthIssuer    string `json:"oauth_issuer"` // that made it
 	VaultRequestID string `json:"vault_request_id"`
+}
+
+// Stop is a standing no of an operator's.
+type Stop struct {
+	Kind   string `json:"kind"` // tenant, principal, owner, human, standing
+	Name   string `json:"name"`
+	Reason string `json:"reason"`
 }
 
 // Decision is what authz said.
@@ -171,16 +195,22 @@ type Target struct {
 
 // Task is the task an event belongs to.
 type Task struct {
-	Expires   string `json:"expires"`
-	ID        string `json:"id"`
-	Implicit  bool   `json:"implicit"`
-	Kind      string `json:"kind"`
-	OnBehalf  string `json:"on_behalf_of"`
-	Owner     string `json:"owner"`
-	Parent    string `json:"parent"`
-	Purpose   string `json:"purpose"`
-	ScopeHash string `json:"scope_hash"`
-	State     string `json:"state"`
+	Approvers []string `json:"approvers,omitempty"` // who alone may approve its calls
+	Asserted  []string `json:"asserted"`            // which of its claims nobody proved
+	Chain     []string `json:"chain"`               // the tasks above it, outermost first
+	Expires   string   `json:"expires"`
+	ID        string   `json:"id"`
+	Implicit  bool     `json:"implicit"`
+	Kind      string   `json:"kind"`
+	Labels    []string `json:"labels,omitempty"`
+	OnBehalf  string   `json:"on_behalf_of"`
+	Owner     string   `json:"owner"`
+	Parent    string   `json:"parent"`
+	Purpose   string   `json:"purpose"`
+	Reference string   `json:"reference,omitempty"`
+	ScopeHash string   `json:"scope_hash"`
+	State     string   `json:"state"`
+	Widened   []string `json:"widened,omitempty"` // the approvals that widened it and have not lapsed
 }
 
 // Tool is the tool a call named, as resolved.
@@ -192,7 +222,8 @@ type Tool struct {
 
 // Workload is who asked.
 type Workload struct {
-	Authn      string   `json:"authn"` // api_key or task_token
+	Authn      string   `json:"authn"` // api_key, task_token, oidc, kubernetes, spiffe_jwt, spiffe_x509, mtls
+	Bound      string   `json:"bound"` // the key its credential is bound to and was proven with, or none
 	Credential string   `json:"credential"`
 	Delegation []string `json:"delegation"`
 	ID         string   `json:"id"`

@@ -9,8 +9,19 @@ type Type string
 const (
 	TaskStarted      Type = "task.started"
 	TaskStartRefused Type = "task.start_refused"
-	TaskEnded        Type = "task.ended"
-	TaskExpired      Type = "task.expired"
+	TaskEnding       Type = "task.ending"       // its end began: no call passes from here on
+	TaskEnded        Type = "task.ended"        // everything of it is gone; closing says what that was
+	TaskExpired      Type = "task.expired"      // the same, at its expiry
+	TaskRevoked      Type = "task.revoked"      // the same, because a stop, its parent or its owner took it
+	TaskEndUnproven  Type = "task.end_unproven" // something of it was not proven gone in time
+	TaskNotNamed     Type = "task.hop_refused"  // a workload named or started another root task beside its own
+
+	EscalationRequested Type = "escalation.requested" // an agent asks for more scope
+	EscalationGranted   Type = "escalation.granted"   // operators agreed, and the task has it now
+	EscalationRefused   Type = "escalation.refused"   // policy, a scope or an operator said no
+
+	StopSet    Type = "stop.set"
+	StopLifted Type = "stop.lifted"
 
 	CallAllowed   Type = "tool.call.allowed"   // decision: may run; durable before dispatch
 	CallHeld      Type = "tool.call.held"      // decision: waits for a human

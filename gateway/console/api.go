@@ -130,32 +130,79 @@ func (s *console) apiVote(w http.ResponseWriter, r *http.Request, _ gateway.Secr
 	s.reply(w, http.StatusOK, a)
 }
 
+// A taskWish is what the API takes of a task to be.
+type taskWish struct {
+	Kind      string           `json:"kind"`
+	Purpose   string           `json:"purpose"`
+	Principal string           `json:"principal"`
+	Also      []string         `json:"principals"`
+	TTL       int64            `json:"ttl_seconds"`
+	Scope     []authz.ScopeRow `json:"scope"`
+	Reference string           `json:"reference"`
+	Labels    []string         `json:"labels"`
+	Approvers []string         `json:"approvers"`
+	Calls     int64            `json:"calls"`
+}
+
+// spec is the wish as the gateway takes it; it answers for one that cannot be meant.
+func (in taskWish) spec(w http.ResponseWriter, tenant string) (gateway.TaskSpec, bool) {
+	const most = int64(10 * 365 * 24 * time.Hour / time.Second) // so that it stays a Duration; kinds say less
+	if in.TTL < 0 || in.TTL > most {
+		apiFail(w, http.StatusBadRequest, "bad_request", "ttl_seconds is how long the task may run, from 1 up; leave it out for as long as its kind allows.")
+		return gateway.TaskSpec{}, false
+	}
+	if in.Calls < 0 {
+		apiFail(w, http.StatusBadRequest, "bad_request", "calls is how many the task may make, from 1 up; leave it out for as many as its kind allows.")
+		return gateway.TaskSpec{}, false
+	}
+	return gateway.TaskSpec{
+		Tenant: tenant, Kind: in.Kind, Purpose: in.Purpose, Principal: in.Principal, Principals: in.Also, TTL: time.Duration(in.TTL) * time.Second,
+		Scope: in.Scope, Reference: in.Reference, Labels: in.Labels, Approvers: in.Approvers, Calls: in.Calls,
+	}, true
+}
+
 func (s *console) apiTaskStart(w http.ResponseWriter, r *http.Request, _ gateway.Secret, op gateway.Operator) {
 	var in struct {
-		Tenant     string           `json:"tenant"`
-		Kind       string           `json:"kind"`
-		Purpose    string           `json:"purpose"`
-		Principal  string           `json:"principal"`
-		OnBehalfOf string           `json:"on_behalf_of"`
-		TTL        int64            `json:"ttl_seconds"`
-		Scope      []authz.ScopeRow `json:"scope"`
+		Tenant     string `json:"tenant"`
+		OnBehalfOf string `json:"on_behalf_of"`
+		taskWish
 	}
 	if !read(w, r, &in) {
 		return
 	}
-	const most = int64(10 * 365 * 24 * time.Hour / time.Second) // so that it stays a Duration; kinds say less
-	if in.TTL < 0 || in.TTL > most {
-		apiFail(w, http.StatusBadRequest, "bad_request", "ttl_seconds is how long the task may run, from 1 up; leave it out for as long as its kind allows.")
+	spec, ok := in.spec(w, in.Tenant)
+	if !ok {
 		return
 	}
 	if !isID(in.Tenant) {
 		s.apiError(w, r, gateway.ErrNotFound)
 		return
 	}
-	t, token, err := s.Gateway.TaskStart(r.Context(), op, gateway.TaskSpec{
-		Tenant: in.Tenant, Kind: in.Kind, Purpose: in.Purpose, Principal: in.Principal, OnBehalfOf: in.OnBehalfOf,
-		TTL: time.Duration(in.TTL) * time.Second, Scope: in.Scope,
-	})
+	spec.OnBehalfOf = in.OnBehalfOf
+	t, token, err := s.Gateway.TaskStart(r.Context(), op, spec)
+	s.replyStarted(w, r, t, token, err)
+}
+
+// apiTaskDelegate starts a task below another, for the human whom that one is for.
+func (s *console) apiTaskDelegate(w http.ResponseWriter, r *http.Request, _ gateway.Secret, op gateway.Operator) {
+	tenant, parent, ok := named(r)
+	if !ok {
+		s.apiError(w, r, gateway.ErrNotFound)
+		return
+	}
+	var in taskWish
+	if !read(w, r, &in) {
+		return
+	}
+	spec, ok := in.spec(w, tenant)
+	if !ok {
+		return
+	}
+	t, token, err := s.Gateway.TaskDelegate(r.Context(), op, tenant, parent, spec)
+	s.replyStarted(w, r, t, token, err)
+}
+
+func (s *console) replyStarted(w http.ResponseWriter, r *http.Request, t gateway.Task, token gateway.Secret, err error) {
 	if err != nil {
 		s.apiError(w, r, err)
 		return

@@ -19,6 +19,7 @@ type Arguments struct {
 	Hidden  int    // hidden characters in all rows, or in Raw where there are no rows
 	Odd     int    // values and names with a note
 	Problem string // why there are no rows; then Raw is all there is to look at
+	Asked   bool   // of an escalation: they are decided on, and sent nowhere
 	Unclear bool   // nobody can say what the bytes mean, so nobody can approve them
 }
 

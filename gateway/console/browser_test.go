@@ -186,6 +186,9 @@ func TestPhoneShowsHostileRequest(t *testing.T) {
 		ID: "task-1", Tenant: "acme", Kind: "triage", Purpose: strings.Repeat("x", 300), Owner: "oscar", Principal: "agent:triage", StartedBy: "agent:planner",
 		State: gateway.TaskRunning, Started: time.Now(), Expires: time.Now().Add(time.Hour),
 	})
+	h.family(t)
+	h.ask("apr-4", growth, hostile)
+	h.stops = append(stopped(), gateway.Stop{Tenant: "acme", Kind: gateway.StopHuman, Name: strings.Repeat("h", 200), By: "operator:alice", Reason: "<script>alert(3)</script>" + strings.Repeat("r", 300)})
 	run(t, ctx, chromedp.EmulateViewport(390, 844, chromedp.EmulateScale(2), chromedp.EmulateMobile))
 	witness := page.AddScriptToEvaluateOnNewDocumentParams{Source: `window.alert = () => { window.pwned = true }`}
 	if _, err := chromedp.Call(ctx, page.AddScriptToEvaluateOnNewDocument, witness); err != nil {
@@ -194,10 +197,12 @@ func TestPhoneShowsHostileRequest(t *testing.T) {
 	run(t, ctx, chromedp.Navigate(url+"/login"), shot("phone-login"), logIn(url, "alice", "correct horse"))
 	for name, path := range map[string]string{
 		"list": "/", "tasks": "/tasks", "plain": "/approvals/acme/apr-0", "hostile": "/approvals/acme/apr-1", "own": "/approvals/acme/apr-2", "ended": "/approvals/acme/apr-3",
+		"task": "/tasks/acme/task-root", "stops": "/stops", "growth": "/approvals/acme/apr-4",
 	} {
 		run(t, ctx,
 			chromedp.Navigate(url+path),
 			chromedp.WaitVisible(chromedp.CSS("h1")),
+			openAll,
 			chromedp.Sleep(time.Second), // for pictures and for scripts that should not run
 			shot("phone-"+name),
 		)
@@ -216,6 +221,12 @@ func TestPhoneShowsHostileRequest(t *testing.T) {
 		}
 	}
 }
+
+// openAll unfolds what is folded, so that it is looked at, too.
+var openAll = chromedp.Steps(chromedp.Func(func(ctx context.Context, at *chromedp.Target) error {
+	_, err := chromedp.Evaluate[int](`[...document.querySelectorAll("details")].map(d => d.open = true).length`)(ctx, at)
+	return err
+}))
 
 func TestPictures(t *testing.T) {
 	if os.Getenv("CONSOLE_SHOTS") == "" {

@@ -35,6 +35,10 @@ type Gateway interface {
 	TaskList(ctx context.Context, op gateway.Operator, tenant string) ([]gateway.Task, error)
 	TaskShow(ctx context.Context, op gateway.Operator, tenant, id string) (gateway.Task, error)
 	TaskEnd(ctx context.Context, op gateway.Operator, tenant, id string) (gateway.Task, error)
+	TaskDelegate(ctx context.Context, op gateway.Operator, tenant, parent string, spec gateway.TaskSpec) (gateway.Task, gateway.Secret, error)
+	StopSet(ctx context.Context, op gateway.Operator, s gateway.Stop) error
+	StopLift(ctx context.Context, op gateway.Operator, tenant string, kind gateway.StopKind, name string) error
+	StopList(ctx context.Context, op gateway.Operator, tenant string) ([]gateway.Stop, error)
 	Changes(ctx context.Context) <-chan struct{}
 }
 
@@ -97,7 +101,12 @@ func New(c Config) http.Handler {
 	pages.Handle("GET /approvals/{tenant}/{id}/status", s.with(s.statusPart))
 	pages.Handle("POST /approvals/{tenant}/{id}/vote", s.with(s.vote))
 	pages.Handle("GET /tasks", s.with(s.tasksPage))
+	pages.Handle("GET /tasks/{tenant}/{id}", s.with(s.taskPage))
 	pages.Handle("POST /tasks/{tenant}/{id}/end", s.with(s.endTask))
+	pages.Handle("GET /stops", s.with(s.stopsPage))
+	pages.Handle("POST /stops/everything", s.with(s.stopEverything))
+	pages.Handle("POST /stops/lift", s.with(s.lift))
+	pages.Handle("POST /stops/{tenant}/{kind}", s.with(s.stop))
 	pages.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		s.problem(w, r, gateway.Operator{}, gateway.ErrNotFound)
 	})
@@ -112,6 +121,10 @@ func New(c Config) http.Handler {
 	api.Handle("GET /api/v1/tasks", s.bearer(s.apiTasks))
 	api.Handle("GET /api/v1/tasks/{tenant}/{id}", s.bearer(s.apiTask))
 	api.Handle("POST /api/v1/tasks/{tenant}/{id}/end", s.bearer(s.apiTaskEnd))
+	api.Handle("POST /api/v1/tasks/{tenant}/{id}/delegate", s.bearer(s.apiTaskDelegate))
+	api.Handle("GET /api/v1/stops", s.bearer(s.apiStops))
+	api.Handle("POST /api/v1/stops", s.bearer(s.apiStop))
+	api.Handle("POST /api/v1/stops/lift", s.bearer(s.apiLift))
 	api.HandleFunc("/api/", func(w http.ResponseWriter, r *http.Request) {
 		apiFail(w, http.StatusNotFound, "not_found", "There is nothing here.")
 	})

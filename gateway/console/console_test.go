@@ -102,7 +102,7 @@ func TestWithoutALoginThereIsNothingToSee(t *testing.T) {
 	h.ask("apr-1")
 	v := visit(t, serve(t, h))
 	for path, want := range map[string]string{
-		"/": "/login", "/tasks": "/login?next=%2Ftasks", "/approvals/acme/apr-1": "/login?next=%2Fapprovals%2Facme%2Fapr-1",
+		"/": "/login", "/tasks": "/login?next=%2Ftasks", "/stops": "/login?next=%2Fstops", "/tasks/acme/task-1": "/login?next=%2Ftasks%2Facme%2Ftask-1", "/approvals/acme/apr-1": "/login?next=%2Fapprovals%2Facme%2Fapr-1",
 		"/approvals/acme/apr-1/status": "/login",
 	} {
 		if a := v.get(path); a.StatusCode != http.StatusSeeOther || a.Header.Get("Location") != want {
@@ -124,7 +124,7 @@ func TestLogin(t *testing.T) {
 		t.Errorf("wrong password: %d", a.StatusCode)
 	}
 	for next, want := range map[string]string{
-		"/approvals/acme/apr-1": "/approvals/acme/apr-1", "/tasks": "/tasks", "": "/",
+		"/approvals/acme/apr-1": "/approvals/acme/apr-1", "/tasks": "/tasks", "/stops": "/stops", "/tasks/acme/task-1": "/tasks/acme/task-1", "/stops/everything": "/", "": "/",
 		"//evil.test": "/", "https://evil.test/": "/", `/\evil.test`: "/", "/approvals/../../x": "/", "/api/v1/approvals": "/", "/tasks\r\nX: y": "/",
 	} {
 		h.tries = 0
@@ -171,7 +171,7 @@ func TestEveryAnswerIsGuarded(t *testing.T) {
 	h.ask("apr-1")
 	v := visit(t, serve(t, h))
 	v.logIn("alice", "correct horse")
-	for _, path := range []string{"/", "/login", "/tasks", "/approvals/acme/apr-1", "/approvals/acme/apr-1/status", "/static/console.js", "/nowhere", "/api/v1/approvals", "/api/nowhere"} {
+	for _, path := range []string{"/", "/login", "/tasks", "/tasks/acme/task-1", "/stops", "/api/v1/stops", "/approvals/acme/apr-1", "/approvals/acme/apr-1/status", "/static/console.js", "/nowhere", "/api/v1/approvals", "/api/nowhere"} {
 		a := v.get(path)
 		for name, want := range map[string]string{
 			"Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'",

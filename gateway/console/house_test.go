@@ -3,6 +3,7 @@ package console_test
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -23,6 +24,8 @@ type house struct {
 	csrf      map[string]string
 	requests  []*gateway.ApprovalRequest
 	tasks     []*gateway.Task
+	specs     []gateway.TaskSpec // what tasks were started from
+	stops     []gateway.Stop
 	waiting   []chan struct{}
 	asked     []string // what was looked for, as tenant/id
 	viewed    []string // whoever saw the bytes of a request
@@ -33,10 +36,11 @@ type house struct {
 func newHouse(t testing.TB) *house {
 	t.Helper()
 	return &house{
-		passwords: map[string]string{"alice": "correct horse", "bob": "battery staple", "vera": "look only"},
+		passwords: map[string]string{"alice": "correct horse", "bob": "battery staple", "vera": "look only", "root": "whole world"},
 		operators: map[string]gateway.Operator{
 			"alice": {Name: "alice", Groups: []string{"sre"}, Roles: []string{"approver", "admin"}, Tenants: []string{"acme"}},
 			"bob":   {Name: "bob", Groups: []string{"support"}, Roles: []string{"approver"}, Tenants: []string{"globex"}},
+			"root":  {Name: "root", Roles: []string{"admin"}, Tenants: []string{"*"}},
 			"vera":  {Name: "vera", Roles: []string{"viewer"}, Tenants: []string{"*"}},
 		},
 		sessions: map[string]string{}, csrf: map[string]string{},
@@ -209,9 +213,90 @@ func (h *house) TaskStart(_ context.Context, op gateway.Operator, spec gateway.T
 	t := &gateway.Task{
 		ID: fmt.Sprintf("task-%d", len(h.tasks)+1), Tenant: spec.Tenant, Kind: spec.Kind, Purpose: spec.Purpose, Owner: op.Name, OnBehalfOf: spec.OnBehalfOf,
 		Principal: spec.Principal, StartedBy: "operator:" + op.Name, State: gateway.TaskRunning, Started: time.Now(), Expires: time.Now().Add(spec.TTL),
+		Reference: spec.Reference, Labels: spec.Labels, Approvers: spec.Approvers, Budget: gateway.Budget{Calls: spec.Calls},
 	}
-	h.tasks = append(h.tasks, t)
+	h.tasks, h.specs = append(h.tasks, t), append(h.specs, spec)
 	return *t, gateway.NewSecret("aaa.bbb.ccc"), nil
+}
+
+func (h *house) TaskDelegate(ctx context.Context, op gateway.Operator, tenant, parent string, spec gateway.TaskSpec) (gateway.Task, gateway.Secret, error) {
+	h.mu.Lock()
+	p, err := h.task(op, tenant, parent)
+	h.mu.Unlock()
+	switch {
+	case err != nil:
+		return gateway.Task{}, gateway.Secret{}, err
+	case p.State != gateway.TaskRunning:
+		return gateway.Task{}, gateway.Secret{}, &gateway.Refusal{Code: gateway.NoTask, Err: gateway.ErrNoTask}
+	case p.Limits.Depth == 0 && op.Can(gateway.MayStart):
+		return gateway.Task{}, gateway.Secret{}, &gateway.Refusal{Code: gateway.Denied, Say: "this task may not delegate"}
+	case slices.ContainsFunc(h.stops, func(s gateway.Stop) bool { return s.Kind == gateway.StopPrincipal && s.Name == spec.Principal }):
+		return gateway.Task{}, gateway.Secret{}, &gateway.Refusal{Code: gateway.NoTask, Err: errors.Join(gateway.ErrStopped, gateway.ErrNoTask)}
+	}
+	spec.OnBehalfOf = p.OnBehalfOf
+	t, token, err := h.TaskStart(ctx, op, spec)
+	if err == nil {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		child := h.tasks[len(h.tasks)-1]
+		child.Parent, child.Ancestors = p.ID, append(slices.Clone(p.Ancestors), gateway.Ancestor{ID: p.ID, Kind: p.Kind, Principal: p.Principal, Scope: p.Scope})
+		t = *child
+	}
+	return t, token, err
+}
+
+func (h *house) StopSet(_ context.Context, op gateway.Operator, s gateway.Stop) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if !sees(op, s.Tenant) {
+		return gateway.ErrNotFound
+	}
+	if !op.Can(gateway.MayStop) {
+		return &gateway.Forbidden{Why: "Your roles do not let you stop and lift."}
+	}
+	s.By, s.At = "operator:"+op.Name, time.Now()
+	h.stops = append(h.stops, s)
+	for _, t := range h.tasks {
+		about := map[gateway.StopKind]bool{
+			gateway.StopTenant: true, gateway.StopPrincipal: t.Principal == s.Name, gateway.StopOwner: t.Owner == s.Name, gateway.StopHuman: t.OnBehalfOf == s.Name,
+		}[s.Kind]
+		if (t.Tenant == s.Tenant || s.Tenant == "*") && about && t.State == gateway.TaskRunning {
+			t.State, t.Outcome, t.Ended, t.EndedBy, t.Why = gateway.TaskEnding, gateway.TaskRevoked, time.Now(), "stop", s.Reason
+		}
+	}
+	return nil
+}
+
+func (h *house) StopLift(_ context.Context, op gateway.Operator, tenant string, kind gateway.StopKind, name string) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if !sees(op, tenant) {
+		return gateway.ErrNotFound
+	}
+	if !op.Can(gateway.MayStop) {
+		return &gateway.Forbidden{Why: "Your roles do not let you stop and lift."}
+	}
+	n := len(h.stops)
+	h.stops = slices.DeleteFunc(h.stops, func(s gateway.Stop) bool { return s.Tenant == tenant && s.Kind == kind && s.Name == name })
+	if len(h.stops) == n {
+		return gateway.ErrNotFound
+	}
+	return nil
+}
+
+func (h *house) StopList(_ context.Context, op gateway.Operator, tenant string) ([]gateway.Stop, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if !sees(op, tenant) {
+		return nil, gateway.ErrNotFound
+	}
+	var all []gateway.Stop
+	for _, s := range h.stops {
+		if s.Tenant == tenant || s.Tenant == "*" {
+			all = append(all, s)
+		}
+	}
+	return all, nil
 }
 
 func (h *house) TaskList(_ context.Context, op gateway.Operator, tenant string) ([]gateway.Task, error) {

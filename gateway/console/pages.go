@@ -12,6 +12,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"toolbroker/authz"
 	"toolbroker/gateway"
 )
 
@@ -27,8 +28,12 @@ type frame struct {
 	Next string // after login
 	Name string // as typed at login
 
-	Mine, Others, Ended []item   // the list
-	Tasks               []tenant // the tasks
+	Mine, Others, Ended []item // the list
+	Tasks               []tenantTasks
+	T                   *task
+	Stops               []tenantStops
+	Everything          []gateway.Stop // those of every tenant
+	Global              *globalStop    // nil for who may not stop everything
 	A                   *approval
 	Problem             string
 }
@@ -44,6 +49,7 @@ type item struct {
 type approval struct {
 	item
 	Arguments Arguments
+	Wish      *wish // of an escalation that is open
 	Meta      *Arguments
 	Mine      *gateway.Vote // this operator's, if there is one
 	Needs     []needed
@@ -56,13 +62,6 @@ type needed struct {
 	What string
 	Have int
 	N    int
-}
-
-type tenant struct {
-	Name   string
-	Many   bool
-	Tasks  []gateway.Task
-	MayEnd bool
 }
 
 var templates = parse()
@@ -83,6 +82,19 @@ func parse() *template.Template {
 		"open":      func(s gateway.ApprovalState) bool { return s == gateway.ApprovalPending },
 		"final":     gateway.ApprovalState.Final,
 		"running":   func(t gateway.Task) bool { return t.State == gateway.TaskRunning },
+		"life":      lifeOf,
+		"endOf":     func(op gateway.Operator, t gateway.Task) endForm { return endForm{op, t} },
+		"worth":     worthOf,
+		"chain":     chainOf,
+		"lapsed":    lapsed,
+		"tools":     toolsOf,
+		"rows":      func(s *authz.Scope) []authz.ScopeRow { return s.Rows() },
+		"has":       slices.Contains[[]string, string],
+		"held":      heldOf,
+		"mayLift":   mayLift,
+		"heldFor":   func(op gateway.Operator, s gateway.Stop) heldStop { return heldStop{op, s} },
+		"asserted":  assertedWords,
+		"wants":     func(a gateway.ApprovalRequest) bool { return a.Kind == kindEscalation },
 	}
 	return template.Must(template.New("").Funcs(funcs).ParseFS(assets, "assets/*.html"))
 }
@@ -123,9 +135,15 @@ func (s *console) explain(r *http.Request, err error) trouble {
 			return trouble{http.StatusForbidden, "forbidden", sentence(refusal.Say)}
 		case gateway.BadArguments:
 			return trouble{http.StatusBadRequest, "bad_request", sentence(refusal.Say)}
+		case gateway.TooMany:
+			return trouble{http.StatusConflict, "not_now", sentence(refusal.Say)}
 		}
 	}
 	switch {
+	case errors.Is(err, gateway.ErrStopped):
+		return trouble{http.StatusConflict, "stopped", "A stop is about this, so nothing was done. It is on the page of stops, where an admin can lift it."}
+	case errors.Is(err, gateway.ErrBusy):
+		return trouble{http.StatusConflict, "not_now", "The workload is on another task that still runs, and its kind does not let it be on two."}
 	case errors.Is(err, gateway.ErrLogin):
 		return trouble{http.StatusUnauthorized, "login", "Log in: the name, password or session is not valid."}
 	case errors.Is(err, gateway.ErrTooMany):
@@ -153,7 +171,7 @@ func (s *console) problem(w http.ResponseWriter, r *http.Request, op gateway.Ope
 	t := s.explain(r, err)
 	title := map[string]string{
 		"forbidden": "You may not do that", "bad_request": "That could not be done", "not_found": "Nothing here",
-		"not_now": "Not any more", "login": "Log in first", "too_many": "Too many tries",
+		"not_now": "Not any more", "stopped": "That is stopped", "login": "Log in first", "too_many": "Too many tries",
 	}[t.Code]
 	s.show(w, t.Status, op, cmp.Or(title, "Something went wrong"), t.Say)
 }
@@ -219,8 +237,13 @@ func (s *console) showApproval(w http.ResponseWriter, r *http.Request, op gatewa
 		m := ShowArguments(a.Meta)
 		v.Meta = &m
 	}
+	title := a.Server + "/" + a.Tool
+	if a.Kind == kindEscalation {
+		title = "More scope for " + a.TaskKind
+		v.Wish, v.Arguments.Asked = wishOf(v.Arguments), true
+	}
 	v.Reason, v.Complain = reason, complain
-	s.render(w, status, "approval", frame{Title: Reveal(a.Server + "/" + a.Tool).String(), Here: "approvals", Op: op, A: v})
+	s.render(w, status, "approval", frame{Title: Reveal(title).String(), Here: "approvals", Op: op, A: v})
 }
 
 func (s *console) approval(op gateway.Operator, a gateway.ApprovalRequest) *approval {
@@ -300,39 +323,6 @@ func (s *console) vote(w http.ResponseWriter, r *http.Request, _ gateway.Secret,
 		return
 	}
 	http.Redirect(w, r, "/approvals/"+tenant+"/"+id, http.StatusSeeOther)
-}
-
-func (s *console) tasksPage(w http.ResponseWriter, r *http.Request, _ gateway.Secret, op gateway.Operator) {
-	f := frame{Title: "Tasks", Here: "tasks", Op: op}
-	names := s.tenantsOf(op)
-	for _, name := range names {
-		tasks, err := s.Gateway.TaskList(r.Context(), op, name)
-		if errors.Is(err, gateway.ErrNotFound) {
-			continue // the operator's, but no longer one of ours
-		}
-		if err != nil {
-			s.problem(w, r, op, err)
-			return
-		}
-		f.Tasks = append(f.Tasks, tenant{Name: name, Many: len(names) > 1, Tasks: tasks, MayEnd: op.Can(gateway.MayEnd)})
-	}
-	s.render(w, http.StatusOK, "tasks", f)
-}
-
-func (s *console) endTask(w http.ResponseWriter, r *http.Request, _ gateway.Secret, op gateway.Operator) {
-	tenant, id, ok := named(r)
-	if !ok {
-		s.problem(w, r, op, gateway.ErrNotFound)
-		return
-	}
-	if !s.ours(w, r, op, "end", tenant, id) {
-		return
-	}
-	if _, err := s.Gateway.TaskEnd(r.Context(), op, tenant, id); err != nil {
-		s.problem(w, r, op, err)
-		return
-	}
-	http.Redirect(w, r, "/tasks", http.StatusSeeOther)
 }
 
 // words is a span of time as people say it. What is over is "now".

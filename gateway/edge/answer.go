@@ -116,10 +116,7 @@ func (e *Edge) answerCall(m message, modern bool, result gateway.Result, err err
 		err = &gateway.Refusal{Code: gateway.Downstream, Err: terr,
 			Say: "the tool's server gave an answer that cannot be passed on; the call itself was carried out"}
 	}
-	r, ok := errors.AsType[*gateway.Refusal](err)
-	if !ok {
-		r = &gateway.Refusal{Code: gateway.Internal, Err: err}
-	}
+	r := refusalOf(err)
 	e.logInternal("call", r)
 	if r.Code == gateway.UnknownTool {
 		return e.answerFault(m.id, modern, unknownTool)
@@ -160,6 +157,7 @@ var next = map[gateway.Code]string{
 	gateway.ApprovalExpires:  "repeat_identical",
 	gateway.NoCredential:     "repeat_later",
 	gateway.TooMany:          "repeat_later",
+	gateway.OverBudget:       "start_task",
 }
 
 const retryAfter = 15 * time.Second // after a pending answer

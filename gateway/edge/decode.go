@@ -25,6 +25,7 @@ type message struct {
 	token   jsontext.Value // a string or a number
 	caps    jsontext.Value
 	version string // the MCP revision the message says it is in
+	task    string // the running task it names, by its id; or empty
 }
 
 const (
@@ -44,7 +45,7 @@ var (
 		"protocolVersion", "capabilities", "clientInfo", "notifications", "level", "uri",
 	}
 	metaNames = []string{
-		"progressToken", mcp.MetaKeyProtocolVersion, mcp.MetaKeyClientCapabilities, mcp.MetaKeyClientInfo, mcp.MetaKeyLogLevel,
+		"progressToken", mcp.MetaKeyProtocolVersion, mcp.MetaKeyClientCapabilities, mcp.MetaKeyClientInfo, mcp.MetaKeyLogLevel, TaskMeta,
 	}
 )
 
@@ -197,6 +198,17 @@ func (d *reader) meta(m *message) error {
 			}
 		case mcp.MetaKeyClientCapabilities:
 			m.caps, err = d.value()
+		case TaskMeta:
+			v, err := d.value()
+			if err != nil {
+				return err
+			}
+			if v.Kind() == '"' {
+				m.task = unquote(v)
+			}
+			if !isID(m.task) {
+				return badMessage(mcp.INVALID_PARAMS, TaskMeta+" must be a string that is a task's id")
+			}
 		default:
 			err = d.dec.SkipValue()
 		}

@@ -1,6 +1,7 @@
 package edge
 
 import (
+	"context"
 	"errors"
 	"io"
 	"mime"
@@ -16,17 +17,29 @@ import (
 	"toolbroker/gateway"
 )
 
-// TaskHeader names a running task where the bearer token does not.
-const TaskHeader = "Toolbroker-Task"
+// TaskHeader names a running task where the bearer token does not, and TaskMeta
+// does in a message's _meta, for clients that can set no header.
+const (
+	TaskHeader = "Toolbroker-Task"
+	TaskMeta   = ours + "task"
+)
 
-// Handler serves /mcp and /v1/tasks, and nothing else. It checks first what a
-// page in somebody's browser could forge, then who asks, and only then reads.
+// Handler serves /mcp, /v1/tasks, /oauth/token and what the first says of itself
+// for discovery, and nothing else. It checks first what a page in somebody's
+// browser could forge, then who asks, and only then reads; a token exchange is
+// the one body that has to be read first, because who asks stands in it.
 func (e *Edge) Handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("/mcp", e.serveMCP)
 	mux.HandleFunc("POST /v1/tasks", e.startTask)
 	mux.HandleFunc("GET /v1/tasks/{id}", e.showTask)
 	mux.HandleFunc("POST /v1/tasks/{id}/end", e.endTask)
+	mux.HandleFunc("POST /v1/tasks/{id}/delegate", e.delegateTask)
+	mux.HandleFunc("POST /oauth/token", e.exchange)
+	for _, path := range metadataPaths {
+		mux.HandleFunc("GET "+path, e.metadata) // and HEAD
+		mux.HandleFunc("OPTIONS "+path, e.metadata)
+	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		h := w.Header()
 		h.Set("Cache-Control", "no-store")
@@ -37,7 +50,7 @@ func (e *Edge) Handler() http.Handler {
 		case !e.hostAllowed(r.Host, loopback):
 			http.Error(w, "this server does not answer to that Host", http.StatusMisdirectedRequest)
 			return
-		case !e.originAllowed(r.Header.Values("Origin"), loopback):
+		case !slices.Contains(metadataPaths, r.URL.Path) && !e.originAllowed(r.Header.Values("Origin"), loopback):
 			http.Error(w, "requests from that Origin are not allowed", http.StatusForbidden)
 			return
 		case r.URL.RawQuery != "" || r.URL.ForceQuery:
@@ -64,7 +77,7 @@ func (e *Edge) Handler() http.Handler {
 // single are the headers that two readers could read differently if there were
 // two of them.
 var single = []string{
-	"Authorization", "Content-Type", TaskHeader,
+	"Authorization", "DPoP", "Content-Type", TaskHeader,
 	mcp.HeaderSessionID, mcp.HeaderProtocolVersion, mcp.HeaderMethod, mcp.HeaderName,
 }
 
@@ -114,13 +127,59 @@ func (e *Edge) originAllowed(origins []string, loopback bool) bool {
 
 // credential is what the request presents, but for a session. It is false when
 // a header cannot be what it should be.
-func credential(r *http.Request) (gateway.Credential, bool) {
-	c := gateway.Credential{Task: r.Header.Get(TaskHeader), Source: r.RemoteAddr}
+func (e *Edge) credential(r *http.Request) (gateway.Credential, bool) {
+	c := gateway.Credential{Task: r.Header.Get(TaskHeader), Source: r.RemoteAddr,
+		Proof: gateway.Proof{DPoP: r.Header.Get("DPoP"), Method: r.Method}}
+	if base := e.base(r); base != "" {
+		c.Proof.URL = base + r.URL.EscapedPath()
+	}
 	scheme, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
-	if strings.EqualFold(scheme, "Bearer") {
+	c.DPoP = strings.EqualFold(scheme, "DPoP")
+	if c.DPoP || strings.EqualFold(scheme, "Bearer") {
 		c.Bearer = gateway.NewSecret(strings.TrimSpace(token))
 	}
+	// An Authorization that cannot be read is not made good by a certificate.
+	if r.TLS != nil && (!c.Bearer.IsZero() || !presents(r)) {
+		c.Proof.Peer = r.TLS.PeerCertificates
+	}
 	return c, c.Task == "" || isID(c.Task)
+}
+
+// identify asks who presents cred, before anything else is done for a request. A
+// proof of possession is good once, so from here on cred says what it proved,
+// for whoever asks again while the request is served.
+func (e *Edge) identify(ctx context.Context, cred *gateway.Credential) error {
+	p, err := e.Gateway.Identify(ctx, *cred)
+	if err != nil {
+		return err
+	}
+	cred.Proof.DPoP, cred.Proof.Proven = "", p.Bound
+	return nil
+}
+
+// presents reports whether the request has an Authorization header, of whatever
+// kind.
+func presents(r *http.Request) bool { return len(r.Header.Values("Authorization")) > 0 }
+
+// base is this server's address as agents write it, without a path. It is empty
+// where nobody said it and it cannot be known: a proxy may stand in front of
+// whatever does not come in on loopback under a loopback name.
+func (e *Edge) base(r *http.Request) string {
+	if e.PublicURL != "" {
+		return e.PublicURL
+	}
+	if !onLoopback(r) || !isLoopback(r.Host) {
+		return ""
+	}
+	u := url.URL{Scheme: "http", Host: r.Host}
+	if r.TLS != nil {
+		u.Scheme = "https"
+	}
+	base := u.String()
+	if again, err := url.Parse(base); err != nil || again.Host != r.Host {
+		return ""
+	}
+	return base
 }
 
 // isID reports whether s is in the closed grammar of ids.
@@ -158,29 +217,35 @@ func accepts(h http.Header) (plain, events bool) {
 
 // readBody reads a JSON body of at most limit bytes, or writes why not.
 func readBody(w http.ResponseWriter, r *http.Request, limit int64) ([]byte, bool) {
-	const plain = "application/json"
-	if kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || kind != plain {
-		http.Error(w, "Content-Type must be application/json", http.StatusUnsupportedMediaType)
-		return nil, false
-	}
-	if enc := r.Header.Get("Content-Encoding"); enc != "" && enc != "identity" {
-		http.Error(w, "no Content-Encoding is accepted", http.StatusUnsupportedMediaType)
-		return nil, false
-	}
-	if r.ContentLength > limit {
-		http.Error(w, "the body is too large", http.StatusRequestEntityTooLarge)
-		return nil, false
-	}
-	body := make([]byte, 0, max(r.ContentLength+1, 512))
-	body, err := appendAll(body, http.MaxBytesReader(w, r.Body, limit))
-	if _, tooLarge := errors.AsType[*http.MaxBytesError](err); tooLarge {
-		http.Error(w, "the body is too large", http.StatusRequestEntityTooLarge)
-		return nil, false
-	} else if err != nil {
-		http.Error(w, "the body could not be read", http.StatusBadRequest)
+	body, status, why := readKind(w, r, "application/json", limit)
+	if why != "" {
+		http.Error(w, why, status)
 		return nil, false
 	}
 	return body, true
+}
+
+// readKind reads a body of one media type of at most limit bytes, or returns why
+// not and the status that says so.
+func readKind(w http.ResponseWriter, r *http.Request, want string, limit int64) (body []byte, status int, why string) {
+	if kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || kind != want {
+		return nil, http.StatusUnsupportedMediaType, "Content-Type must be " + want
+	}
+	if enc := r.Header.Get("Content-Encoding"); enc != "" && enc != "identity" {
+		return nil, http.StatusUnsupportedMediaType, "no Content-Encoding is accepted"
+	}
+	const tooLarge = "the body is too large"
+	if r.ContentLength > limit {
+		return nil, http.StatusRequestEntityTooLarge, tooLarge
+	}
+	body = make([]byte, 0, max(r.ContentLength+1, 512))
+	body, err := appendAll(body, http.MaxBytesReader(w, r.Body, limit))
+	if _, large := errors.AsType[*http.MaxBytesError](err); large {
+		return nil, http.StatusRequestEntityTooLarge, tooLarge
+	} else if err != nil {
+		return nil, http.StatusBadRequest, "the body could not be read"
+	}
+	return body, 0, ""
 }
 
 // appendAll is io.ReadAll into a buffer of the right size.
@@ -202,14 +267,13 @@ func appendAll(b []byte, r io.Reader) ([]byte, error) {
 // foreign reports whether a refusal says that the session is unknown or
 // somebody else's: the one thing that an identified caller hears as 404.
 func foreign(cred gateway.Credential, err error) bool {
-	return cred.Session != "" && errors.Is(err, gateway.ErrNotFound) && !errors.Is(err, gateway.ErrUnidentified)
+	return cred.Session != "" && whyNot(err) == gateway.WhySession
 }
 
 // statusOf is the HTTP status of a refusal that has no JSON-RPC result to be in.
+// [Edge.challenge] knows that of a caller who was not identified.
 func statusOf(code gateway.Code) int {
 	switch code {
-	case gateway.Unidentified:
-		return http.StatusUnauthorized
 	case gateway.TooMany:
 		return http.StatusTooManyRequests
 	case gateway.BadArguments:

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -206,6 +207,9 @@ func TestHygiene(t *testing.T) {
 
 func TestTwoOfAHeader(t *testing.T) {
 	d := open(t)
+	if !slices.Contains(single, "Authorization") || !slices.Contains(single, "DPoP") || !slices.Contains(single, TaskHeader) {
+		t.Error("who asks, or for what, could be read in two ways")
+	}
 	for _, name := range single {
 		r := d.request(req{body: call("echo", "{}")})
 		r.Header[http.CanonicalHeaderKey(name)] = []string{"Bearer alice", "Bearer bob"}

@@ -1,5 +1,7 @@
 // Package edge is the agents' door: it speaks MCP over HTTP and stdio, in every
-// era on one endpoint, and the agents' REST for tasks.
+// era on one endpoint, the agents' REST for tasks, and as much OAuth as lets a
+// client that knows nothing but a URL find out whom to ask for a token (RFC 9728)
+// and trade that for a task's (RFC 8693).
 //
 // It reads each message once and strictly, finds out who asks, and hands
 // tools/list and tools/call to the gateway; what has no downstream (initialize,
@@ -36,6 +38,8 @@ type Gateway interface {
 	StartTask(context.Context, gateway.Credential, gateway.TaskSpec) (gateway.Task, gateway.Secret, error)
 	ShowTask(ctx context.Context, cred gateway.Credential, id string) (gateway.Task, error)
 	EndTask(ctx context.Context, cred gateway.Credential, id string) (gateway.Task, error)
+	Delegate(ctx context.Context, cred gateway.Credential, parent string, spec gateway.TaskSpec) (gateway.Task, gateway.Secret, error)
+	Exchange(context.Context, gateway.Credential, gateway.Exchange) (gateway.Task, gateway.Secret, error)
 }
 
 // Config is everything a door is made of.
@@ -47,6 +51,15 @@ type Config struct {
 	Hosts        []string // names that agents may reach it by, "host" or "host:port"; loopback names are added on a loopback listener
 	Origins      []string // web origins that may send requests, "https://host[:port]"; loopback ones are added on a loopback listener
 	MaxBody      int64    // bytes of one message; default 1 MiB
+
+	// PublicURL is what agents type, without /mcp: "https://tools.example". Empty
+	// will do on loopback only, where it is made from each request's Host; else
+	// nobody can discover whom to ask, and no DPoP proof can be checked.
+	PublicURL string
+	Issuers   []string // authorization servers whose tokens are taken, as RFC 8414 names them; empty: nothing is said of OAuth
+	Scopes    []string // OAuth scopes that a client should ask for
+	DPoPAlgs  []string // for DPoP proofs; default ES256, ES384, EdDSA, RS256 and PS256
+	MTLS      bool     // clients are asked for certificates, and tokens may be bound to them
 
 	// ApprovalURL returns the console's link to an approval request; nil for none.
 	ApprovalURL func(tenant, id string) string
@@ -85,6 +98,9 @@ func New(c Config) (*Edge, error) {
 	}
 	if c.Now == nil {
 		c.Now = time.Now
+	}
+	if err := c.discoverable(); err != nil {
+		return nil, err
 	}
 	for _, o := range c.Origins {
 		if !strings.HasPrefix(o, "http://") && !strings.HasPrefix(o, "https://") {

@@ -1,6 +1,7 @@
 package edge
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -33,7 +34,12 @@ type house struct {
 	asked     bool // the last call asked for progress
 	closed    []string
 	started   []gateway.TaskSpec
-	down      error // what the gateway says while it cannot tell
+	parents   []string // of the children among them
+	exchanged []gateway.Exchange
+	seen      []gateway.Credential // by Identify and Exchange
+	granted   gateway.Task         // what Exchange returns
+	proofs    map[string]bool      // that were used
+	down      error                // what the gateway says while it cannot tell
 
 	holding chan string    // each held call says its principal
 	ended1  chan error     // and how its context ended
@@ -53,8 +59,11 @@ func newHouse() *house {
 			"alice": {ID: "agent:alice", Tenant: "acme", Task: "task-a"},
 			"bob":   {ID: "agent:bob", Tenant: "acme", Task: "task-b"},
 			"key":   {ID: "agent:key", Tenant: "acme"},
+			"bound": {ID: "agent:bound", Tenant: "acme", Task: "task-c", Bound: "jkt:k"},
+			"cert":  {ID: "agent:cert", Tenant: "acme", Task: "task-d"}, // by its certificate
 		},
-		ended: map[string]bool{}, sessions: map[string]string{},
+		proofs: map[string]bool{},
+		ended:  map[string]bool{}, sessions: map[string]string{},
 		holding: make(chan string, 16), ended1: make(chan error, 16),
 		tools: []gateway.Tool{
 			tool("echo", any), tool("hold", any), tool("raw", any), tool("refuse", any), tool("steps", any),
@@ -73,14 +82,54 @@ func (h *house) Identify(_ context.Context, c gateway.Credential) (gateway.Princ
 	if h.down != nil {
 		return gateway.Principal{}, no(gateway.Internal, "", h.down)
 	}
-	p, ok := h.tokens[c.Bearer.Reveal()]
+	h.seen = append(h.seen, c)
+	token := c.Bearer.Reveal()
+	if why, ok := strings.CutPrefix(token, "bad:"); ok { // what is wrong with it
+		why = strings.ReplaceAll(why, "_", " ")
+		n := &gateway.NotIdentified{Why: why, Err: errors.New("ours")}
+		if why == gateway.WhyScope {
+			n.Scope = []string{"mcp:tools", "mcp:admin"}
+		}
+		return gateway.Principal{}, no(gateway.Unidentified, "words", n)
+	}
+	if c.Bearer.IsZero() {
+		if len(c.Proof.Peer) == 0 {
+			return gateway.Principal{}, no(gateway.Unidentified, "words", &gateway.NotIdentified{Why: gateway.WhyNone})
+		}
+		token = c.Proof.Peer[0].Subject.CommonName
+	}
+	p, ok := h.tokens[token]
 	if !ok {
 		return p, no(gateway.Unidentified, "", gateway.ErrUnidentified)
 	}
-	if c.Session != "" && h.sessions[c.Session] != p.ID {
-		return p, no(gateway.Unidentified, "", gateway.ErrNotFound)
+	if c.Proof.DPoP != "" || p.Bound != "" && c.Proof.Proven != p.Bound {
+		if why := h.unproven(p, c); why != "" {
+			return gateway.Principal{}, no(gateway.Unidentified, "words", &gateway.NotIdentified{Why: why})
+		}
+	}
+	if c.Session != "" && h.sessions[c.Session] != binding(p, c) {
+		return p, no(gateway.Unidentified, "", &gateway.NotIdentified{Why: gateway.WhySession, Err: gateway.ErrNotFound})
 	}
 	return p, nil
+}
+
+// unproven says what is wrong with a request's proof: one is the key, a number
+// that it is known by, and the method and URL it was made for; and good once.
+func (h *house) unproven(p gateway.Principal, c gateway.Credential) string {
+	proof := strings.Fields(c.Proof.DPoP)
+	switch {
+	case len(proof) != 4, proof[2] != c.Proof.Method, proof[3] != c.Proof.URL,
+		p.Bound != "" && (!c.DPoP || "jkt:"+proof[0] != p.Bound):
+		return gateway.WhyProof
+	case h.proofs[proof[1]]:
+		return gateway.WhyReplay
+	}
+	h.proofs[proof[1]] = true
+	return ""
+}
+
+func binding(p gateway.Principal, c gateway.Credential) string {
+	return p.ID + "\n" + cmp.Or(p.Task, c.Task)
 }
 
 func (h *house) Malformed(context.Context, gateway.Credential) {
@@ -115,7 +164,7 @@ func (h *house) OpenSession(ctx context.Context, c gateway.Credential, session s
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.sessions[session] = p.ID
+	h.sessions[session] = binding(p, c)
 	return nil
 }
 
@@ -201,6 +250,34 @@ func (h *house) StartTask(ctx context.Context, c gateway.Credential, spec gatewa
 	}
 	h.started = append(h.started, spec)
 	return gateway.Task{ID: "task-new", Tenant: p.Tenant, Kind: spec.Kind, State: gateway.TaskRunning}, gateway.NewSecret("the-token"), nil
+}
+
+func (h *house) Delegate(ctx context.Context, c gateway.Credential, parent string, spec gateway.TaskSpec) (gateway.Task, gateway.Secret, error) {
+	p, t, err := h.Admit(ctx, c)
+	if err != nil {
+		return gateway.Task{}, gateway.Secret{}, err
+	}
+	if t.ID != parent {
+		return gateway.Task{}, gateway.Secret{}, no(gateway.NoTask, "no such task", gateway.ErrNoTask)
+	}
+	h.started, h.parents = append(h.started, spec), append(h.parents, parent)
+	return gateway.Task{ID: "task-child", Tenant: p.Tenant, Kind: spec.Kind, Parent: parent, State: gateway.TaskRunning}, gateway.NewSecret("the-childs-token"), nil
+}
+
+func (h *house) Exchange(ctx context.Context, c gateway.Credential, x gateway.Exchange) (gateway.Task, gateway.Secret, error) {
+	by := c
+	by.Bearer = x.Subject
+	if _, err := h.Identify(ctx, by); err != nil {
+		return gateway.Task{}, gateway.Secret{}, err
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.refusal != nil {
+		r := *h.refusal
+		return gateway.Task{}, gateway.Secret{}, &r
+	}
+	h.exchanged, h.seen = append(h.exchanged, x), append(h.seen, c)
+	return h.granted, gateway.NewSecret("the-task-token"), nil
 }
 
 func (h *house) ShowTask(ctx context.Context, c gateway.Credential, id string) (gateway.Task, error) {

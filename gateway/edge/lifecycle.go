@@ -39,7 +39,7 @@ func (e *Edge) lifecycle(w http.ResponseWriter, r *http.Request, cred gateway.Cr
 		// No session is given out that is not bound to its owner and task.
 		id := newSession()
 		if err := e.Gateway.OpenSession(r.Context(), cred, id); err != nil {
-			e.refuse(w, cred, m.id, err)
+			e.refuse(w, r, cred, m.id, err)
 			return
 		}
 		w.Header().Set(mcp.HeaderSessionID, id)
@@ -111,7 +111,7 @@ func (e *Edge) deleteSession(w http.ResponseWriter, r *http.Request, cred gatewa
 			return
 		}
 		if err := e.Gateway.CloseSession(r.Context(), cred); err != nil {
-			e.refuse(w, cred, nil, err)
+			e.refuse(w, r, cred, nil, err)
 			return
 		}
 		e.local.end(cred.Session)
@@ -124,7 +124,7 @@ func (e *Edge) deleteSession(w http.ResponseWriter, r *http.Request, cred gatewa
 // id and a body.
 func (e *Edge) stream(w http.ResponseWriter, r *http.Request, cred gateway.Credential, id jsontext.Value, name string, body []byte) {
 	if _, _, err := e.Gateway.Admit(r.Context(), cred); err != nil {
-		e.refuse(w, cred, id, err)
+		e.refuse(w, r, cred, id, err)
 		return
 	}
 	ctx, cancel := context.WithCancelCause(r.Context())

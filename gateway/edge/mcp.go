@@ -14,7 +14,7 @@ import (
 )
 
 // serveMCP is the one endpoint of every era. Who asks is known before a body is
-// read; a session is checked on every verb.
+// read; a session is checked on every verb, before anything is done.
 func (e *Edge) serveMCP(w http.ResponseWriter, r *http.Request) {
 	switch r.Method {
 	case http.MethodPost, http.MethodGet, http.MethodDelete:
@@ -23,7 +23,7 @@ func (e *Edge) serveMCP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "method not allowed", http.StatusMethodNotAllowed)
 		return
 	}
-	cred, ok := credential(r)
+	cred, ok := e.credential(r)
 	if !mcp.IsModernProtocol(r.Header.Get(mcp.HeaderProtocolVersion)) { // that era has no sessions
 		cred.Session = r.Header.Get(mcp.HeaderSessionID)
 	}
@@ -31,10 +31,15 @@ func (e *Edge) serveMCP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "a header does not hold an id", http.StatusBadRequest)
 		return
 	}
-	if _, err := e.Gateway.Identify(r.Context(), cred); err != nil {
-		e.refuse(w, cred, nil, err)
+	session := cred.Session
+	if r.Method == http.MethodPost {
+		cred.Session = "" // is bound to a task, which the body may name
+	}
+	if err := e.identify(r.Context(), &cred); err != nil {
+		e.refuse(w, r, cred, nil, err)
 		return
 	}
+	cred.Session = session
 	switch r.Method {
 	case http.MethodGet:
 		e.getStream(w, r, cred)
@@ -62,6 +67,13 @@ func (e *Edge) post(w http.ResponseWriter, r *http.Request, cred gateway.Credent
 		writeJSON(w, f.http(), f.bytes(nil))
 		return
 	}
+	cred, clash := naming(cred, m)
+	if cred.Session != "" {
+		if _, err := e.Gateway.Identify(r.Context(), cred); err != nil {
+			e.refuse(w, r, cred, m.id, err)
+			return
+		}
+	}
 
 	header := r.Header.Get(mcp.HeaderProtocolVersion)
 	modern := mcp.IsModernProtocol(header) || mcp.IsModernProtocol(m.version)
@@ -86,6 +98,16 @@ func (e *Edge) post(w http.ResponseWriter, r *http.Request, cred gateway.Credent
 			return
 		}
 	}
+	if clash != nil {
+		e.Gateway.Malformed(r.Context(), cred)
+		if m.id != nil && m.method == string(mcp.MethodToolsCall) { // where a model reads it
+			a := e.answerCall(m, modern, gateway.Result{}, clash)
+			writeJSON(w, a.status, a.body)
+			return
+		}
+		e.refuse(w, r, cred, m.id, clash)
+		return
+	}
 	if m.id == nil {
 		e.notified(cred, modern, m)
 		w.WriteHeader(http.StatusAccepted)
@@ -96,7 +118,7 @@ func (e *Edge) post(w http.ResponseWriter, r *http.Request, cred gateway.Credent
 	case mcp.MethodToolsList:
 		a, err := e.list(r.Context(), cred, m, modern, protocol)
 		if err != nil {
-			e.refuse(w, cred, m.id, err)
+			e.refuse(w, r, cred, m.id, err)
 			return
 		}
 		writeJSON(w, a.status, a.body)
@@ -110,6 +132,22 @@ func (e *Edge) post(w http.ResponseWriter, r *http.Request, cred gateway.Credent
 		e.lifecycle(w, r, cred, m, body, modern)
 	}
 }
+
+// naming returns cred with the task that the message names, for clients that can
+// set _meta and no header. One that names two different ones names neither.
+func naming(cred gateway.Credential, m message) (gateway.Credential, error) {
+	switch {
+	case m.task == "" || m.task == cred.Task:
+		return cred, nil
+	case cred.Task != "":
+		return cred, &gateway.Refusal{Code: gateway.NoTask, Err: errTwoTasks,
+			Say: "the " + TaskHeader + " header and _meta name different tasks; name one"}
+	}
+	cred.Task = m.task
+	return cred, nil
+}
+
+var errTwoTasks = errors.New("the header and _meta name different tasks")
 
 // notified takes in a notification. Only a cancellation means anything to us,
 // and only within a legacy session: elsewhere an id names nobody, and mcp-go
@@ -220,7 +258,7 @@ func (e *Edge) callHTTP(w http.ResponseWriter, r *http.Request, cred gateway.Cre
 		return // nobody is there
 	}
 	if err != nil && !out.began() {
-		e.refuse(w, cred, m.id, err)
+		e.refuse(w, r, cred, m.id, err)
 		return
 	}
 	out.finish(a)
@@ -297,24 +335,35 @@ func checkParams(h http.Header, t gateway.Tool, args jsontext.Value) error {
 }
 
 // refuse writes a refusal that is not a tool's result.
-func (e *Edge) refuse(w http.ResponseWriter, cred gateway.Credential, id jsontext.Value, err error) {
-	r, ok := errors.AsType[*gateway.Refusal](err)
-	if !ok {
-		r = &gateway.Refusal{Code: gateway.Internal, Err: err}
-	}
+func (e *Edge) refuse(w http.ResponseWriter, hr *http.Request, cred gateway.Credential, id jsontext.Value, err error) {
+	r := refusalOf(err)
 	e.logInternal("request", r)
 	if foreign(cred, err) {
 		f := &fault{code: mcp.INVALID_REQUEST, message: "no such session"}
 		writeJSON(w, http.StatusNotFound, f.bytes(id))
 		return
 	}
-	switch r.Code {
-	case gateway.Unidentified:
-		w.Header().Set("WWW-Authenticate", "Bearer")
-	case gateway.TooMany:
-		w.Header().Set("Retry-After", "1")
+	writeJSON(w, e.statusOf(w.Header(), hr, r), refusalFault(r).bytes(id))
+}
+
+// refusalOf returns err as a refusal; what the gateway did not refuse is internal.
+func refusalOf(err error) *gateway.Refusal {
+	if r, ok := errors.AsType[*gateway.Refusal](err); ok {
+		return r
 	}
-	writeJSON(w, statusOf(r.Code), refusalFault(r).bytes(id))
+	return &gateway.Refusal{Code: gateway.Internal, Err: err}
+}
+
+// statusOf is the HTTP status of a refusal that is no tool's result; what else
+// goes with it is set in h.
+func (e *Edge) statusOf(h http.Header, r *http.Request, refusal *gateway.Refusal) int {
+	switch refusal.Code {
+	case gateway.Unidentified:
+		return e.challenge(h, r, refusal)
+	case gateway.TooMany:
+		h.Set("Retry-After", soon)
+	}
+	return statusOf(refusal.Code)
 }
 
 // refusalFault is a refusal where no tool's result can carry it.

@@ -80,6 +80,7 @@ type pipe struct {
 	mu       sync.Mutex
 	open     int    // requests under way
 	session  string // the legacy session, once there is one
+	task     string // that it was opened for, where the agent named it
 	protocol string // what it speaks
 	unlisten func()
 }
@@ -207,14 +208,19 @@ func (p *pipe) answer(ctx context.Context, m message, raw []byte) []byte {
 		cred.Session, protocol = p.session, cmp.Or(p.protocol, mcp.ProtocolVersion20250326)
 		p.mu.Unlock()
 	}
+	cred, clash := naming(cred, m)
+	if clash != nil {
+		p.edge.Gateway.Malformed(ctx, p.cred)
+		if m.method == string(mcp.MethodToolsCall) {
+			return p.edge.answerCall(m, modern, gateway.Result{}, clash).body
+		}
+		return refusalFault(refusalOf(clash)).bytes(m.id)
+	}
 	switch mcp.MCPMethod(m.method) {
 	case mcp.MethodToolsList:
 		a, err := p.edge.list(ctx, cred, m, modern, protocol)
 		if err != nil {
-			r, ok := errors.AsType[*gateway.Refusal](err)
-			if !ok {
-				r = &gateway.Refusal{Code: gateway.Internal, Err: err}
-			}
+			r := refusalOf(err)
 			p.edge.logInternal("list", r)
 			return refusalFault(r).bytes(m.id)
 		}
@@ -235,19 +241,19 @@ func (p *pipe) answer(ctx context.Context, m message, raw []byte) []byte {
 	if !exact(m.id) {
 		return inexact.bytes(m.id)
 	}
-	return p.lifecycle(ctx, m, modern, raw)
+	return p.lifecycle(ctx, cred, m, modern, raw)
 }
 
 // lifecycle lets mcp-go answer. Its own stdio server is one per process, with
 // one session for everybody, so its messages come straight from its core.
-func (p *pipe) lifecycle(ctx context.Context, m message, modern bool, raw []byte) []byte {
+func (p *pipe) lifecycle(ctx context.Context, cred gateway.Credential, m message, modern bool, raw []byte) []byte {
 	l := newListener(m.method == string(mcp.MethodSubscriptionsListen))
 	if l.filtered {
 		// Until the input ends or the agent cancels.
 		ctx, cancel := context.WithCancel(ctx)
 		defer cancel()
 		defer context.AfterFunc(p.streams, cancel)()
-		defer p.listen(l, m.id)()
+		defer p.listen(cred, l, m.id)()
 		p.edge.mcp.HandleMessage(p.edge.mcp.WithContext(ctx, l), raw)
 		return nil
 	}
@@ -269,11 +275,8 @@ func (p *pipe) lifecycle(ctx context.Context, m message, modern bool, raw []byte
 		return (&fault{code: mcp.INTERNAL_ERROR, message: "internal"}).bytes(m.id)
 	}
 	if m.method == string(mcp.MethodInitialize) && !modern {
-		if err := p.begun(ctx, l, protocol); err != nil {
-			r, _ := errors.AsType[*gateway.Refusal](err)
-			if r == nil {
-				r = &gateway.Refusal{Code: gateway.Internal, Err: err}
-			}
+		if err := p.begun(ctx, cred, l, protocol); err != nil {
+			r := refusalOf(err)
 			p.edge.logInternal("initialize", r)
 			return refusalFault(r).bytes(m.id)
 		}
@@ -282,17 +285,17 @@ func (p *pipe) lifecycle(ctx context.Context, m message, modern bool, raw []byte
 }
 
 // begun opens the legacy session, once; its notices come from then on.
-func (p *pipe) begun(ctx context.Context, l *listener, protocol string) error {
+func (p *pipe) begun(ctx context.Context, cred gateway.Credential, l *listener, protocol string) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.session != "" {
 		return nil
 	}
 	id := newSession()
-	if err := p.edge.Gateway.OpenSession(ctx, p.cred, id); err != nil {
+	if err := p.edge.Gateway.OpenSession(ctx, cred, id); err != nil {
 		return err
 	}
-	p.session, p.protocol, p.unlisten = id, protocol, p.listen(l, nil)
+	p.session, p.task, p.protocol, p.unlisten = id, cred.Task, protocol, p.listen(cred, l, nil)
 	return nil
 }
 
@@ -305,7 +308,7 @@ func (p *pipe) close() {
 	}
 	p.unlisten()
 	cred := p.cred
-	cred.Session = p.session
+	cred.Session, cred.Task = p.session, p.task
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(p.ctx), frameTime)
 	defer cancel()
 	if err := p.edge.Gateway.CloseSession(ctx, cred); err != nil {
@@ -389,8 +392,9 @@ func (l *listener) SubscriptionFilter() (mcp.SubscriptionFilter, bool) {
 }
 
 // listen writes what mcp-go sends to l, marked with the id of the subscription
-// if it is one, until stop is called.
-func (p *pipe) listen(l *listener, subscription jsontext.Value) (stop func()) {
+// if it is one, until stop is called: while the task that cred names is running.
+func (p *pipe) listen(cred gateway.Credential, l *listener, subscription jsontext.Value) (stop func()) {
+	cred.Session = "" // it is this pipe's, and asking costs a round trip
 	ctx, cancel := context.WithCancel(p.streams)
 	if err := p.edge.mcp.RegisterSession(ctx, l); err != nil {
 		cancel() // its id is random: it cannot be there already
@@ -402,7 +406,7 @@ func (p *pipe) listen(l *listener, subscription jsontext.Value) (stop func()) {
 		for {
 			select {
 			case note := <-l.notes:
-				if _, _, err := p.edge.Gateway.Admit(ctx, p.cred); err != nil {
+				if _, _, err := p.edge.Gateway.Admit(ctx, cred); err != nil {
 					continue // not while its task is not running
 				}
 				if subscription != nil {

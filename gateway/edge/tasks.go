@@ -1,8 +1,8 @@
 package edge
 
 import (
+	"context"
 	"encoding/json"
-	"errors"
 	"net/http"
 	"time"
 
@@ -17,9 +17,56 @@ const (
 	maxTTL      = 10 * 365 * 24 * time.Hour // what a duration can hold with room to spare; kinds say what is allowed
 )
 
+// A wish is what a caller says that a task should be, by REST and in a token
+// exchange.
+type wish struct {
+	Kind       string           `json:"kind"`
+	Purpose    string           `json:"purpose"`
+	Reference  string           `json:"reference"`
+	OnBehalfOf string           `json:"on_behalf_of"`
+	Principal  string           `json:"principal"`
+	Principals []string         `json:"principals"`
+	Labels     []string         `json:"labels"`
+	Approvers  []string         `json:"approvers"`
+	TTL        int64            `json:"ttl_seconds"`
+	Calls      int64            `json:"calls"`
+	Scope      []authz.ScopeRow `json:"scope"`
+}
+
+const wishes = "kind, purpose and, if you like, reference, on_behalf_of, principal, labels, approvers, ttl_seconds, calls and scope"
+
+// spec is the wish as the gateway takes it, which knows what may be wished for;
+// or why it cannot even be asked.
+func (w wish) spec() (spec gateway.TaskSpec, wrong string) {
+	switch {
+	case w.TTL < 0 || w.TTL > int64(maxTTL/time.Second):
+		return gateway.TaskSpec{}, "ttl_seconds is out of range"
+	case w.Calls < 0:
+		return gateway.TaskSpec{}, "calls is out of range"
+	}
+	return gateway.TaskSpec{
+		Kind: w.Kind, Purpose: w.Purpose, Reference: w.Reference, OnBehalfOf: w.OnBehalfOf, Principal: w.Principal, Principals: w.Principals,
+		Labels: w.Labels, Approvers: w.Approvers, TTL: time.Duration(w.TTL) * time.Second, Calls: w.Calls, Scope: w.Scope,
+	}, ""
+}
+
 // startTask starts a task for the caller or, where policy lets it, for another
 // workload. The token in the answer is the task.
 func (e *Edge) startTask(w http.ResponseWriter, r *http.Request) {
+	e.restStart(w, r, e.Gateway.StartTask)
+}
+
+// delegateTask starts a child of a running task, for whoever is on that task or
+// another workload.
+func (e *Edge) delegateTask(w http.ResponseWriter, r *http.Request) {
+	e.restStart(w, r, func(ctx context.Context, cred gateway.Credential, spec gateway.TaskSpec) (gateway.Task, gateway.Secret, error) {
+		return e.Gateway.Delegate(ctx, cred, r.PathValue("id"), spec)
+	})
+}
+
+type starter func(context.Context, gateway.Credential, gateway.TaskSpec) (gateway.Task, gateway.Secret, error)
+
+func (e *Edge) restStart(w http.ResponseWriter, r *http.Request, start starter) {
 	cred, ok := e.restCredential(w, r)
 	if !ok {
 		return
@@ -29,35 +76,26 @@ func (e *Edge) startTask(w http.ResponseWriter, r *http.Request) {
 		e.Gateway.Malformed(r.Context(), cred)
 		return
 	}
-	var in struct {
-		Kind       string           `json:"kind"`
-		Purpose    string           `json:"purpose"`
-		Principal  string           `json:"principal"`
-		OnBehalfOf string           `json:"on_behalf_of"`
-		TTL        int64            `json:"ttl_seconds"`
-		Scope      []authz.ScopeRow `json:"scope"`
-	}
+	var in wish
 	if tooDeep(body) || strict.Unmarshal(body, &in, strict.RejectUnknownMembers(true)) != nil {
 		e.Gateway.Malformed(r.Context(), cred)
-		restError(w, http.StatusBadRequest, gateway.BadArguments, "the body must be one JSON object with kind, purpose and, if you like, principal, on_behalf_of, ttl_seconds and scope")
+		restError(w, http.StatusBadRequest, gateway.BadArguments, "the body must be one JSON object with "+wishes)
 		return
 	}
-	if in.TTL < 0 || in.TTL > int64(maxTTL/time.Second) {
-		restError(w, http.StatusBadRequest, gateway.BadArguments, "ttl_seconds is out of range")
+	spec, wrong := in.spec()
+	if wrong != "" {
+		restError(w, http.StatusBadRequest, gateway.BadArguments, wrong)
 		return
 	}
-	task, token, err := e.Gateway.StartTask(r.Context(), cred, gateway.TaskSpec{
-		Kind: in.Kind, Purpose: in.Purpose, Principal: in.Principal, OnBehalfOf: in.OnBehalfOf,
-		TTL: time.Duration(in.TTL) * time.Second, Scope: in.Scope,
-	})
+	task, token, err := start(r.Context(), cred, spec)
 	if err != nil {
-		e.restRefuse(w, err)
+		e.restRefuse(w, r, err)
 		return
 	}
 	restWrite(w, http.StatusCreated, struct {
 		Task  gateway.Task `json:"task"`
 		Token string       `json:"token"`
-	}{task, token.Reveal()})
+	}{task.Shown(), token.Reveal()})
 }
 
 func (e *Edge) showTask(w http.ResponseWriter, r *http.Request) {
@@ -65,7 +103,7 @@ func (e *Edge) showTask(w http.ResponseWriter, r *http.Request) {
 	if !ok {
 		return
 	}
-	e.restTask(w, func() (gateway.Task, error) { return e.Gateway.ShowTask(r.Context(), cred, r.PathValue("id")) })
+	e.restTask(w, r, func() (gateway.Task, error) { return e.Gateway.ShowTask(r.Context(), cred, r.PathValue("id")) })
 }
 
 func (e *Edge) endTask(w http.ResponseWriter, r *http.Request) {
@@ -73,27 +111,27 @@ func (e *Edge) endTask(w http.ResponseWriter, r *http.Request) {
 	if !ok {
 		return
 	}
-	e.restTask(w, func() (gateway.Task, error) { return e.Gateway.EndTask(r.Context(), cred, r.PathValue("id")) })
+	e.restTask(w, r, func() (gateway.Task, error) { return e.Gateway.EndTask(r.Context(), cred, r.PathValue("id")) })
 }
 
-func (e *Edge) restTask(w http.ResponseWriter, do func() (gateway.Task, error)) {
+func (e *Edge) restTask(w http.ResponseWriter, r *http.Request, do func() (gateway.Task, error)) {
 	task, err := do()
 	if err != nil {
-		e.restRefuse(w, err)
+		e.restRefuse(w, r, err)
 		return
 	}
-	restWrite(w, http.StatusOK, task)
+	restWrite(w, http.StatusOK, task.Shown())
 }
 
 // restCredential finds out who asks before anything else is read.
 func (e *Edge) restCredential(w http.ResponseWriter, r *http.Request) (gateway.Credential, bool) {
-	cred, ok := credential(r)
+	cred, ok := e.credential(r)
 	if !ok {
 		restError(w, http.StatusBadRequest, gateway.BadArguments, "a header does not hold an id")
 		return cred, false
 	}
-	if _, err := e.Gateway.Identify(r.Context(), cred); err != nil {
-		e.restRefuse(w, err)
+	if err := e.identify(r.Context(), &cred); err != nil {
+		e.restRefuse(w, r, err)
 		return cred, false
 	}
 	if id := r.PathValue("id"); id != "" && !isID(id) {
@@ -103,21 +141,17 @@ func (e *Edge) restCredential(w http.ResponseWriter, r *http.Request) (gateway.C
 	return cred, true
 }
 
-func (e *Edge) restRefuse(w http.ResponseWriter, err error) {
-	r, ok := errors.AsType[*gateway.Refusal](err)
-	if !ok {
-		r = &gateway.Refusal{Code: gateway.Internal, Err: err}
-	}
+func (e *Edge) restRefuse(w http.ResponseWriter, hr *http.Request, err error) {
+	r := refusalOf(err)
 	e.logInternal("task", r)
-	status, say := statusOf(r.Code), r.Say
+	status, say := e.statusOf(w.Header(), hr, r), r.Say
 	switch r.Code {
 	case gateway.NoTask:
 		status = http.StatusNotFound
 	case gateway.Unidentified:
-		w.Header().Set("WWW-Authenticate", "Bearer")
-		say = "no valid credential"
-	case gateway.TooMany:
-		w.Header().Set("Retry-After", "1")
+		if say = "no valid credential"; status != http.StatusUnauthorized {
+			say = said(whyNot(err))
+		}
 	}
 	restError(w, status, r.Code, say)
 }

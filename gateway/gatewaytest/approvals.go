@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"reflect"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -431,8 +432,8 @@ func ApprovalsContract(t *testing.T, open func(t testing.TB) ApprovalsRig) {
 
 		waited := make(chan gateway.ApprovalState, 1)
 		go func() { r, _ := a.Wait(context.WithoutCancel(t.Context()), "acme", pending.ID); waited <- r.State }()
-		if err := b.Cancel(t.Context(), "acme", "task-1"); err != nil {
-			t.Fatal(err)
+		if n, err := b.Cancel(t.Context(), "acme", "task-1"); err != nil || n != 3 {
+			t.Fatalf("Cancel = %d, %v; want 3", n, err)
 		}
 		if s := <-waited; s != gateway.ApprovalCancelled {
 			t.Errorf("who waited got %s", s)
@@ -446,13 +447,57 @@ func ApprovalsContract(t *testing.T, open func(t testing.TB) ApprovalsRig) {
 		refused(t, "the reserved grant", a.Consume(t.Context(), g))
 		_, _, err := a.Request(t.Context(), aRequest("acme", "apr-late", time.Now()))
 		refused(t, "one more request of that task", err)
-		if err := a.Cancel(t.Context(), "acme", "task-1"); err != nil {
-			t.Errorf("cancelling twice: %v", err)
+		if n, err := a.Cancel(t.Context(), "acme", "task-1"); err != nil || n != 0 {
+			t.Errorf("cancelling twice: %d, %v", n, err)
 		}
-		if err := a.Cancel(t.Context(), "acme", "task-unknown"); err != nil {
-			t.Errorf("cancelling nothing: %v", err)
+		if n, err := a.Cancel(t.Context(), "acme", "task-unknown"); err != nil || n != 0 {
+			t.Errorf("cancelling nothing: %d, %v", n, err)
 		}
 		await(t, "it is on record", func() bool { return len(rig.Facts.Of(audit.ApprovalCancelled)) == 3 })
+	})
+
+	t.Run("a denial outlives the task it was given in", func(t *testing.T) {
+		rig := open(t)
+		a, b := rig.Replica(), rig.Replica()
+		again := func(tenant, id, task, finger, denial string) gateway.ApprovalRequest {
+			r := aRequest(tenant, id, time.Now())
+			r.TaskID, r.Fingerprint, r.Denials = task, finger, denials(denial)
+			return r
+		}
+		first := ask(t, a, again("acme", "apr-1", "task-1", "f-1", "same"))
+		ask(t, a, again("acme", "apr-open", "task-9", "f-9", "same")) // a request that is open is no denial
+		vote(t, a, first, "alice", false)
+		if _, err := a.Cancel(t.Context(), "acme", "task-1"); err != nil {
+			t.Fatal(err)
+		}
+		got, fresh, err := b.Request(t.Context(), again("acme", "apr-2", "task-2", "f-2", "same"))
+		if err != nil || fresh || got.ID != "apr-1" || got.State != gateway.ApprovalDenied {
+			t.Errorf("asked again on another task: %s %s, fresh %v, %v", got.ID, got.State, fresh, err)
+		}
+		if _, err := b.Get(t.Context(), "acme", "apr-2"); !errors.Is(err, gateway.ErrNotFound) {
+			t.Errorf("it was stored: %v", err)
+		}
+		if got, _, err := b.Request(t.Context(), again("acme", "apr-10", "task-2", "f-11", "more same")); err != nil || got.ID != "apr-1" {
+			t.Errorf("asked again beside something else: %s, %v", got.ID, err)
+		}
+		_, _, err = b.Request(t.Context(), again("acme", "apr-3", "task-1", "f-1", "same"))
+		refused(t, "a request of the task that is over", err)
+		for _, r := range []gateway.ApprovalRequest{
+			again("acme", "apr-4", "task-2", "f-4", "another"), again("acme", "apr-5", "task-2", "f-5", ""), again("globex", "apr-6", "task-2", "f-6", "same"),
+		} {
+			ask(t, b, r)
+		}
+		// Only a human's no is remembered so: not what expired or was cancelled.
+		ask(t, a, again("acme", "apr-7", "task-3", "f-7", "cancelled"))
+		if _, err := a.Cancel(t.Context(), "acme", "task-3"); err != nil {
+			t.Fatal(err)
+		}
+		ask(t, b, again("acme", "apr-8", "task-4", "f-8", "cancelled"))
+		if rig.Advance(first.Expires.Sub(rig.Now()) + time.Second) {
+			r := again("acme", "apr-9", "task-2", "f-10", "same")
+			r.Created, r.Expires = rig.Now(), rig.Now().Add(time.Hour)
+			ask(t, b, r)
+		}
 	})
 
 	t.Run("waiting", func(t *testing.T) {
@@ -583,7 +628,7 @@ func ApprovalsContract(t *testing.T, open func(t testing.TB) ApprovalsRig) {
 		g := claim(t, a, theirs, "call-1")
 		g.Request.Tenant = "acme"
 		refused(t, "using up as the other", a.Consume(t.Context(), g))
-		if err := a.Cancel(t.Context(), "acme", "task-1"); err != nil {
+		if _, err := a.Cancel(t.Context(), "acme", "task-1"); err != nil {
 			t.Fatal(err)
 		}
 		is(t, a, ours, gateway.ApprovalCancelled)
@@ -622,7 +667,7 @@ func ApprovalsContract(t *testing.T, open func(t testing.TB) ApprovalsRig) {
 		if _, err := a.List(ctx, "acme"); err == nil {
 			t.Error("listed")
 		}
-		if err := a.Cancel(ctx, "acme", "task-1"); err == nil {
+		if _, err := a.Cancel(ctx, "acme", "task-1"); err == nil {
 			t.Error("cancelled")
 		}
 		rig.Start()
@@ -840,7 +885,7 @@ func approvalsMachine(t *testing.T, rig ApprovalsRig) {
 				if rapid.IntRange(0, 9).Draw(t, "rarely") != 0 {
 					t.Skip()
 				}
-				if err := replica.Draw(t, "on").Cancel(ctx, "acme", task); err != nil {
+				if _, err := replica.Draw(t, "on").Cancel(ctx, "acme", task); err != nil {
 					t.Fatal(err)
 				}
 				over = true
@@ -956,3 +1001,6 @@ func same(a, b gateway.ApprovalRequest) bool {
 	at, bt := times(&a), times(&b)
 	return slices.Equal(at, bt) && reflect.DeepEqual(a, b)
 }
+
+// denials are those that a test names, between spaces.
+func denials(names string) []string { return strings.Fields(names) }

@@ -78,11 +78,21 @@ p, agent:a,        acme,   work, files/pay,     call,  args.amount > 100,   appr
 p, agent:a,        acme,   work, files/slow,    call,  ,                    allow
 p, agent:b,        globex, work, files/read,    call,  ,                    allow
 p, agent:a,        acme,   work, task:work,     start, ,                    allow
+p, agent:a,        acme,   work, task:sub,      delegate, ,                 allow
+p, agent:a,        acme,   work, files/hidden,  escalate, ,                 approve 1 of group:sre
+p, agent:a,        acme,   work, files/hidden,  call,  ,                    allow
+p, agent:u,        acme,   work, files/read,    call,  ,                    allow
+p, agent:u,        acme,   work, task:work,     start, ,                    allow
+p, agent:c,        acme,   sub,  files/*,       call,  ,                    allow
 p, operator:*,     *,      work, task:*,        start, ,                    allow
 `
 
-// Kind is the kind of task that New configures.
-const Kind = "work"
+// Kind is the kind of task that New configures: it reaches everything, and gives
+// everything but files/hidden at first. SubKind is what a task of it may delegate.
+const (
+	Kind    = "work"
+	SubKind = "sub"
+)
 
 // New builds a house. Tenants are acme and globex; the operators are alice (who
 // owns agent a's credential), bob, carol (both in group sre, approvers) and vic,
@@ -104,21 +114,34 @@ func New(t testing.TB, change ...func(*gateway.Config)) *House {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h.Tasks = &Tasks{m: map[string]*task{}}
+	atFirst, err := authz.NewScope([]authz.ScopeRow{
+		{Tool: "files/read", Action: "*", Verdict: "allow"}, {Tool: "files/write", Action: "*", Verdict: "allow"},
+		{Tool: "files/pay", Action: "*", Verdict: "allow"}, {Tool: "files/slow", Action: "*", Verdict: "allow"},
+		{Tool: "task:**", Action: "*", Verdict: "allow"},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.Tasks = newTasks()
 	h.Operators = &Operators{list: []gateway.Operator{
 		{Name: "alice", Roles: []string{"approver", "admin"}, Tenants: []string{"acme"}, Groups: []string{"sre"}, Identities: []string{"alice@acme"}},
 		{Name: "bob", Roles: []string{"approver"}, Tenants: []string{"acme", "globex"}, Groups: []string{"sre"}},
 		{Name: "carol", Roles: []string{"approver"}, Tenants: []string{"acme"}, Groups: []string{"sre"}},
 		{Name: "vic", Roles: []string{"viewer"}, Tenants: []string{"acme"}},
+		{Name: "root", Roles: []string{"admin"}, Tenants: []string{"*"}, Identities: []string{"gina"}},
 	}}
 	h.Leases = &Leases{live: map[string]bool{}}
 	h.Servers = NewServers()
 	h.Approvals = &Approvals{m: map[string]*gateway.ApprovalRequest{}, changed: make(chan struct{})}
-	h.Sessions = &Sessions{m: map[string]string{}}
+	h.Sessions = &Sessions{m: map[string]string{}, tasks: map[string]string{}}
 	c := gateway.Config{
-		Identity: Identity{}, Tasks: h.Tasks, Approvals: h.Approvals, Leases: h.Leases, Servers: h.Servers, Operators: h.Operators,
+		Identity: Identity{h.Tasks}, Tasks: h.Tasks, Approvals: h.Approvals, Leases: h.Leases, Servers: h.Servers, Operators: h.Operators,
 		Sessions: h.Sessions, Recorder: gateway.NewRecorder(h.Log), Policy: h.Policy,
-		Kinds:   []gateway.TaskKind{{Name: Kind, Purpose: "to test", TTL: time.Hour, Scope: everything}},
+		Kinds: []gateway.TaskKind{
+			{Name: Kind, Purpose: "to test", TTL: time.Hour, Scope: everything, Initial: atFirst, Own: true,
+				Limits: gateway.Limits{Depth: 2, FanOut: 3}, Escalate: 30 * time.Minute},
+			{Name: SubKind, Purpose: "a part of it", TTL: time.Minute, Scope: everything, Limits: gateway.Limits{Depth: 1, FanOut: 1}},
+		},
 		Tenants: []string{"acme", "globex"}, Hold: 50 * time.Millisecond, CallsPerSecond: 10_000,
 	}
 	for _, f := range change {
@@ -127,17 +150,27 @@ func New(t testing.TB, change ...func(*gateway.Config)) *House {
 	if h.Gateway, err = gateway.New(c); err != nil {
 		t.Fatal(err)
 	}
+	h.Tasks.house = h.Gateway
 	for _, task := range []gateway.Task{
 		{ID: "task-a", Tenant: "acme", Principal: "agent:a", Owner: "alice"},
 		{ID: "task-b", Tenant: "globex", Principal: "agent:b", Owner: "gina"},
 	} {
-		task.Kind, task.Purpose, task.Scope, task.State = Kind, "test", everything, gateway.TaskRunning
+		task.Kind, task.Purpose, task.Scope, task.State = Kind, "test", atFirst, gateway.TaskRunning
+		task.Limits = gateway.Limits{Depth: 2, FanOut: 3}
 		task.Started, task.Expires = time.Now(), time.Now().Add(time.Hour)
 		if _, err := h.Tasks.Start(t.Context(), task); err != nil {
 			t.Fatal(err)
 		}
 	}
 	return h
+}
+
+// RecordClosings puts the closings of tasks on record, too: they follow in their
+// own time, which most tests would have to wait for.
+func (h *House) RecordClosings() {
+	h.Tasks.mu.Lock()
+	defer h.Tasks.mu.Unlock()
+	h.Tasks.recorder = h.Config.Recorder
 }
 
 // Call makes a call as agent:a.
@@ -192,109 +225,82 @@ func (h *House) Lines() []audit.Event {
 }
 
 // Identity takes the bearer tokens "a" (agent:a on task-a), "b" (agent:b on
-// task-b), "key" (agent:a, a credential of its own) and "key-for-alice" (the
-// same, acting for alice).
-type Identity struct{}
+// task-b), "key" (agent:a, a credential of its own), "key-for-alice" (the same,
+// acting for alice), "ci" (an orchestrator), "c" (agent:c, of its own), "url-bob"
+// and "url-carol" (agent:u for bob or carol, with a standing task), "human-bob"
+// (whose may_act names c), "bound" (agent:a, bound to the key that a DPoP
+// header of "proof" proves), and "token-of-ID" for any task that was started.
+type Identity struct{ tasks *Tasks }
 
 // Identify implements gateway.Identity.
-func (Identity) Identify(_ context.Context, bearer gateway.Secret) (gateway.Principal, error) {
-	switch bearer.Reveal() {
+func (i Identity) Identify(_ context.Context, cred gateway.Credential) (gateway.Principal, error) {
+	own := func(id, owner string) gateway.Principal {
+		return gateway.Principal{ID: id, Tenant: "acme", Owner: owner, Authn: gateway.AuthnAPIKey, Credential: cred.Bearer.Reveal()}
+	}
+	raw := cred.Bearer.Reveal()
+	switch raw {
 	case "a":
 		return gateway.Principal{ID: "agent:a", Tenant: "acme", Owner: "alice", Authn: "task_token", Credential: "a", Task: "task-a"}, nil
 	case "b":
 		return gateway.Principal{ID: "agent:b", Tenant: "globex", Owner: "gina", Authn: "task_token", Credential: "b", Task: "task-b"}, nil
 	case "key":
-		return gateway.Principal{ID: "agent:a", Tenant: "acme", Owner: "alice", Authn: "api_key", Credential: "key"}, nil
+		return own("agent:a", "alice"), nil
+	case "key-for-alice":
+		p := own("agent:a", "carol")
+		p.OnBehalfOf, p.Credential, p.StartsFor = "alice@acme", "key2", []string{"agent:other"}
+		return p, nil
+	case "ci":
+		p := own("ci", "alice")
+		p.Vouches, p.StartsFor = []string{"purpose", "labels"}, []string{"agent:*"}
+		return p, nil
+	case "c":
+		p := own("agent:c", "alice")
+		p.Subject, p.Issuer = "c", "idp"
+		return p, nil
+	case "url-bob", "url-carol":
+		p := own("agent:u", "alice")
+		p.OnBehalfOf, p.Standing = strings.TrimPrefix(raw, "url-"), Kind
+		return p, nil
+	case "human-bob":
+		p := own("user:bob", "bob")
+		p.OnBehalfOf, p.Issuer, p.MayAct = "bob", "idp", []string{"c"}
+		return p, nil
+	case "operator":
+		return own("operator:alice", "alice"), nil
+	case "bound":
+		p := own("agent:a", "alice")
+		var err error
+		if p.Bound, err = i.Proven(context.Background(), cred); err == nil && p.Bound == "" {
+			err = &gateway.NotIdentified{Why: gateway.WhyProof}
+		}
+		return p, err
 	}
-	if bearer.Reveal() == "key-for-alice" {
-		return gateway.Principal{ID: "agent:a", Tenant: "acme", Owner: "carol", OnBehalfOf: "alice@acme", Authn: "api_key", Credential: "key2"}, nil
+	if id, ok := strings.CutPrefix(raw, "token-of-"); ok && i.tasks != nil {
+		if t, ok := i.tasks.find(id); ok {
+			p := gateway.Principal{ID: t.Principal, Tenant: t.Tenant, OnBehalfOf: t.OnBehalfOf, Owner: t.Owner, Authn: "task_token", Credential: id, Task: id}
+			if p.Bound = t.Bound; p.Bound != "" {
+				if proven, err := i.Proven(context.Background(), cred); err != nil || proven != p.Bound {
+					return gateway.Principal{}, &gateway.NotIdentified{Why: gateway.WhyProof}
+				}
+			}
+			return p, nil
+		}
 	}
 	return gateway.Principal{}, gateway.ErrUnidentified
 }
 
-type task struct {
-	gateway.Task
-	ended chan struct{}
-}
-
-// Tasks is an in-memory gateway.Tasks. While Stale is set it cannot confirm
-// anything.
-type Tasks struct {
-	mu    sync.Mutex
-	m     map[string]*task
-	Stale bool
-}
-
-// Running implements gateway.Tasks.
-func (s *Tasks) Running(_ context.Context, tenant, id string) (gateway.Task, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.Stale {
-		return gateway.Task{}, gateway.ErrStale
+// Proven implements gateway.Identity: a DPoP header of "proof" proves the key
+// "jkt:proof".
+func (Identity) Proven(_ context.Context, cred gateway.Credential) (string, error) {
+	switch {
+	case cred.Proof.Proven != "":
+		return cred.Proof.Proven, nil
+	case cred.Proof.DPoP == "":
+		return "", nil
+	case cred.Proof.DPoP == "proof":
+		return "jkt:proof", nil
 	}
-	t := s.m[tenant+"/"+id]
-	if t == nil || t.State != gateway.TaskRunning || !time.Now().Before(t.Expires) {
-		return gateway.Task{}, gateway.ErrNoTask
-	}
-	return t.Task, nil
-}
-
-// Ended implements gateway.Tasks.
-func (s *Tasks) Ended(tenant, id string) <-chan struct{} {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if t := s.m[tenant+"/"+id]; t != nil {
-		return t.ended
-	}
-	c := make(chan struct{})
-	close(c)
-	return c
-}
-
-// Start implements gateway.Tasks.
-func (s *Tasks) Start(_ context.Context, t gateway.Task) (gateway.Secret, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.m[t.Tenant+"/"+t.ID] = &task{t, make(chan struct{})}
-	return gateway.NewSecret("token-of-" + t.ID), nil
-}
-
-// End implements gateway.Tasks.
-func (s *Tasks) End(_ context.Context, tenant, id, by string) (gateway.Task, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	t := s.m[tenant+"/"+id]
-	if t == nil {
-		return gateway.Task{}, gateway.ErrNoTask
-	}
-	if t.State == gateway.TaskRunning {
-		t.State, t.EndedBy, t.Task.Ended = gateway.TaskEnded, by, time.Now()
-		close(t.ended)
-	}
-	return t.Task, nil
-}
-
-// Get implements gateway.Tasks.
-func (s *Tasks) Get(_ context.Context, tenant, id string) (gateway.Task, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if t := s.m[tenant+"/"+id]; t != nil {
-		return t.Task, nil
-	}
-	return gateway.Task{}, gateway.ErrNoTask
-}
-
-// List implements gateway.Tasks.
-func (s *Tasks) List(_ context.Context, tenant string) ([]gateway.Task, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	var out []gateway.Task
-	for _, t := range s.m {
-		if t.Tenant == tenant {
-			out = append(out, t.Task)
-		}
-	}
-	return out, nil
+	return "", &gateway.NotIdentified{Why: gateway.WhyProof}
 }
 
 // Approvals is an in-memory gateway.Approvals: the state machine and nothing else.
@@ -327,8 +333,9 @@ func (a *Approvals) Request(_ context.Context, r gateway.ApprovalRequest) (gatew
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, old := range a.m {
-		if old.Tenant == r.Tenant && old.Fingerprint == r.Fingerprint && a.find(r.Tenant, old.ID) != nil &&
-			(!old.State.Final() || old.State == gateway.ApprovalDenied) {
+		if old.Tenant == r.Tenant && a.find(r.Tenant, old.ID) != nil && (old.Fingerprint == r.Fingerprint && !old.State.Final() ||
+			old.State == gateway.ApprovalDenied && (old.Fingerprint == r.Fingerprint ||
+				slices.ContainsFunc(r.Denials, func(d string) bool { return slices.Contains(old.Denials, d) }))) {
 			return *old, false, nil
 		}
 	}
@@ -483,15 +490,17 @@ func (a *Approvals) List(_ context.Context, tenant string) ([]gateway.ApprovalRe
 }
 
 // Cancel implements gateway.Approvals.
-func (a *Approvals) Cancel(_ context.Context, tenant, task string) error {
+func (a *Approvals) Cancel(_ context.Context, tenant, task string) (int, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	n := 0
 	for _, r := range a.m {
 		if r.Tenant == tenant && r.TaskID == task && !r.State.Final() {
 			a.move(r, gateway.ApprovalCancelled)
+			n++
 		}
 	}
-	return nil
+	return n, nil
 }
 
 // Changes implements gateway.Approvals.
@@ -560,7 +569,7 @@ func (l *Leases) GiveBack(_ context.Context, lease gateway.Lease) error {
 }
 
 // EndTask implements gateway.Leases.
-func (l *Leases) EndTask(context.Context, string, string) error { return nil }
+func (l *Leases) EndTask(context.Context, string, string) (int, error) { return 0, nil }
 
 // Live counts the leases that were not given back.
 func (l *Leases) Live() int {
@@ -644,11 +653,11 @@ func (s *Servers) Sent() []gateway.Forward {
 }
 
 // EndTask implements gateway.Servers.
-func (s *Servers) EndTask(_ context.Context, _, task string) error {
+func (s *Servers) EndTask(_ context.Context, _, task string) (int, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.ended = append(s.ended, task)
-	return nil
+	return 1, nil
 }
 
 // Operators are the humans of New; every password is the name.
@@ -700,8 +709,8 @@ func (o *Operators) Op(name string) gateway.Operator {
 
 // Sessions is an in-memory gateway.Sessions.
 type Sessions struct {
-	mu sync.Mutex
-	m  map[string]string
+	mu       sync.Mutex
+	m, tasks map[string]string
 }
 
 // Owner implements gateway.Sessions.
@@ -715,11 +724,26 @@ func (s *Sessions) Owner(_ context.Context, id string) (string, error) {
 }
 
 // Open implements gateway.Sessions.
-func (s *Sessions) Open(_ context.Context, id, binding string) error {
+func (s *Sessions) Open(_ context.Context, id, binding, tenant, task string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.m[id] = binding
+	s.m[id], s.tasks[id] = binding, tenant+"/"+task
 	return nil
+}
+
+// EndTask implements gateway.Sessions.
+func (s *Sessions) EndTask(_ context.Context, tenant, task string) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := 0
+	for id, of := range s.tasks {
+		if of == tenant+"/"+task {
+			delete(s.m, id)
+			delete(s.tasks, id)
+			n++
+		}
+	}
+	return n, nil
 }
 
 // Close implements gateway.Sessions.

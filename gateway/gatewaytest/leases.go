@@ -199,7 +199,8 @@ func (x *leasesTest) giveBack(l gateway.Lease) error {
 func (x *leasesTest) endOf(task string) error {
 	ctx, cancel := context.WithTimeout(x.Context(), 5*time.Second)
 	defer cancel()
-	return x.EndTask(ctx, "acme", task)
+	_, err := x.EndTask(ctx, "acme", task)
+	return err
 }
 
 func (x *leasesTest) live(leases, tokens int) {

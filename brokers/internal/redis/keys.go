@@ -23,11 +23,23 @@ type Kind struct {
 // The key grammar: "tb:{TENANT}:KIND[:ID]...". The braces keep a tenant's keys
 // in one slot of a cluster, so that one script can have them all.
 var (
-	Task        = Kind{name: "task", ids: 1}                   // HASH: one task
-	TasksDue    = Kind{name: "tasks-due"}                      // ZSET: running tasks by expiry, ms
-	TasksLately = Kind{name: "tasks-lately"}                   // ZSET: ended tasks by end, ms
-	TasksEnded  = Kind{name: "tasks-ended"}                    // STREAM: ids of ended tasks, what replicas confirm against
-	TaskKey     = Kind{name: "task-key", ids: 1, shared: true} // STRING: a replica's public key, by kid
+	Task          = Kind{name: "task", ids: 1}                      // HASH: one task
+	TasksDue      = Kind{name: "tasks-due"}                         // ZSET: running tasks by expiry, ms
+	TasksClosing  = Kind{name: "tasks-closing"}                     // ZSET: ending tasks by when somebody should look, ms
+	TasksLately   = Kind{name: "tasks-lately"}                      // ZSET: tasks by when their end began, ms
+	TasksEnded    = Kind{name: "tasks-ended"}                       // STREAM: what ended or changed, what replicas confirm against
+	TasksStops    = Kind{name: "tasks-stops"}                       // HASH: stops, by digest of what they are about
+	TasksLifted   = Kind{name: "tasks-lifted", ids: 1}              // STRING: which stop was lifted, by the same digest
+	TaskUsers     = Kind{name: "task-users", ids: 1}                // SET: replica/boot that used a task
+	TaskReports   = Kind{name: "task-reports", ids: 1}              // HASH: what they closed of it, by replica/boot
+	TaskChildren  = Kind{name: "task-children", ids: 1}             // SET: a task's children that are not closed
+	TaskSpent     = Kind{name: "task-spent", ids: 1}                // STRING: calls taken from a task's budget
+	TaskDay       = Kind{name: "task-day", ids: 2}                  // STRING: calls of a workload, human and kind on a day
+	TaskBound     = Kind{name: "task-bound", ids: 1}                // STRING: the root task that a workload is on
+	TaskStanding  = Kind{name: "task-standing", ids: 1}             // STRING: the implicit task of a workload, human and kind
+	TaskKey       = Kind{name: "task-key", ids: 1, shared: true}    // STRING: a replica's public key, by kid
+	ReplicasAlive = Kind{name: "replicas-alive", shared: true}      // ZSET: replica/boot by when it was last heard of, ms
+	ReplicaBye    = Kind{name: "replica-bye", ids: 1, shared: true} // STRING: a boot that ended in order, by digest of replica/boot
 
 	Approval        = Kind{name: "approval", ids: 1}         // HASH: one approval request
 	ApprovalsDue    = Kind{name: "approvals-due"}            // ZSET: open requests by when something is due, ms
@@ -36,6 +48,7 @@ var (
 	ApprovalsOver   = Kind{name: "approvals-over", ids: 1}   // STRING: the task is over, nothing is asked for it any more
 	ApprovalsMoves  = Kind{name: "approvals-moves"}          // HASH: n, counts every transition
 	ApprovalsFinger = Kind{name: "approvals-finger", ids: 1} // STRING: the request that a fingerprint attaches to
+	ApprovalsDenial = Kind{name: "approvals-denial", ids: 1} // STRING: the denied request that other tasks' are told of
 
 	Lease      = Kind{name: "lease", ids: 1}       // one lease of the ledger
 	LeasesDue  = Kind{name: "leases-due"}          // ZSET: open leases by expiry, ms
@@ -49,6 +62,9 @@ var (
 	OperatorSession = Kind{name: "operator-session", ids: 1, shared: true} // by digest of its token
 	OperatorTries   = Kind{name: "operator-tries", ids: 1, shared: true}   // failed logins
 	AgentSession    = Kind{name: "agent-session", ids: 1, shared: true}    // an agent's MCP session, by digest
+	SessionsTask    = Kind{name: "sessions-task", ids: 2, shared: true}    // SET: digests of a task's sessions, by tenant and task
+
+	Proof = Kind{name: "proof", ids: 1, shared: true} // STRING: a proof of possession that was used, by digest
 
 	outbox     = Kind{name: "outbox", ids: 1}      // STREAM: facts on their way to the log, by broker
 	outboxLock = Kind{name: "outbox-lock", ids: 1} // STRING: the replica that drains it

@@ -190,6 +190,22 @@ func (s *Store) Set(ctx context.Context, k Key, value []byte, ttl time.Duration)
 	return nil
 }
 
+// Add sets a key that is not there, for ttl, which must be positive, and reports
+// whether it was not. An error leaves that open.
+func (s *Store) Add(ctx context.Context, k Key, ttl time.Duration) (bool, error) {
+	if ttl < time.Millisecond {
+		return false, errors.New("redis: add: no ttl")
+	}
+	err := s.client.SetArgs(ctx, k.name, "1", goredis.SetArgs{Mode: "NX", TTL: ttl}).Err()
+	if errors.Is(err, goredis.Nil) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("redis: add: %w", err)
+	}
+	return true, nil
+}
+
 // Del forgets keys; one that is not there is no error.
 func (s *Store) Del(ctx context.Context, keys ...Key) error {
 	if len(keys) == 0 {
@@ -221,6 +237,15 @@ func (s *Store) Fields(ctx context.Context, keys []Key, fields ...string) ([]map
 		}
 	}
 	return found, clock.Val(), nil
+}
+
+// All returns every field of a hash.
+func (s *Store) All(ctx context.Context, k Key) (map[string]string, error) {
+	m, err := s.client.HGetAll(ctx, k.name).Result()
+	if err != nil {
+		return nil, fmt.Errorf("redis: read: %w", err)
+	}
+	return m, nil
 }
 
 // Members returns a set's members, in no order.

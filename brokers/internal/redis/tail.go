@@ -10,7 +10,7 @@ import (
 
 // Tail reads a stream from the entry last on, last itself included: as long as
 // that comes back first, nothing before it is missing. It returns up to n
-// entries' ids and their field "id".
+// entries' ids and their fields "id" and "what".
 func (s *Store) Tail(ctx context.Context, keys []Key, last []string, n int) (tails [][]Tailed, clock time.Time, err error) {
 	pipe := s.client.Pipeline()
 	at := pipe.Time(ctx)
@@ -25,11 +25,12 @@ func (s *Store) Tail(ctx context.Context, keys []Key, last []string, n int) (tai
 	for i, r := range reads {
 		for _, m := range r.Val() {
 			id, _ := m.Values["id"].(string)
-			tails[i] = append(tails[i], Tailed{m.ID, id})
+			what, _ := m.Values["what"].(string)
+			tails[i] = append(tails[i], Tailed{m.ID, id, what})
 		}
 	}
 	return tails, at.Val(), nil
 }
 
 // A Tailed is one entry of a stream.
-type Tailed struct{ Entry, ID string }
+type Tailed struct{ Entry, ID, What string }

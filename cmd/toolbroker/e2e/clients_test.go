@@ -92,6 +92,10 @@ func goSDK(t *testing.T, url, token, era string) agent {
 	if got := s.InitializeResult().ProtocolVersion; got != era {
 		t.Fatalf("speaks %s, not %s", got, era)
 	}
+	return sdkAgent(s)
+}
+
+func sdkAgent(s *sdk.ClientSession) agent {
 	return agent{
 		list: func(ctx context.Context) (names []string, err error) {
 			for t, err := range s.Tools(ctx, nil) {

@@ -24,7 +24,10 @@ import (
 
 // A vault is a real Vault in dev mode, whose leased secrets are SSH one-time
 // passwords: they need no other server and can be looked up.
-type vault struct{ addr, root string }
+type vault struct {
+	addr, root string
+	process    *os.Process
+}
 
 func newVault(t *testing.T) *vault {
 	t.Helper()
@@ -41,6 +44,7 @@ func newVault(t *testing.T) *vault {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
+	v.process = cmd.Process
 	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
 	until(t, "Vault", func() bool { code, _ := v.ask(t, "GET", "sys/health", nil); return code == 200 })
 	for _, c := range []struct {

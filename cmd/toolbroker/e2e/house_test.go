@@ -155,8 +155,10 @@ func (l *lockedBuffer) String() string {
 type Options struct {
 	Redis     string // a URL; embedded when empty
 	Policy    string
+	Kinds     string // YAML of more task kinds
 	Servers   string // YAML under servers:
 	Extra     string // more top-level YAML
+	Issuers   string // YAML under identity.issuers; {mcp} is the URL of the door
 	Approvals string // YAML under approvals:
 	AuditDir  string
 }
@@ -212,6 +214,9 @@ limits: {calls_per_second: 10000}
 		h.Keys[k.principal] = key.Reveal()
 		fmt.Fprintf(&c, "    - {id: %s, hash: %q, tenant: %s, principal: %q, owner: %s, expires: 2099-01-01}\n", k.id, hash, k.tenant, k.principal, k.owner)
 	}
+	if o.Issuers != "" {
+		c.WriteString("  issuers:\n" + strings.ReplaceAll(o.Issuers, "{mcp}", h.MCP))
+	}
 	c.WriteString("operators:\n")
 	for _, op := range []struct{ name, roles, tenants, groups string }{
 		{"alice", "admin, approver", "acme", "sre"}, {"bob", "approver", "acme, globex", "sre"}, {"carol", "approver", "acme", "sre"}, {"gus", "admin, approver", "globex", "sre"},
@@ -222,9 +227,13 @@ limits: {calls_per_second: 10000}
   - name: work
     purpose: to test
     ttl: 2h
+    self_start: true
+    parallel: true
+    delegation: {depth: 2, fan_out: 8}
     scope:
       - {tool: "**", action: "*", verdict: allow}
 `)
+	c.WriteString(o.Kinds)
 	if o.Approvals != "" {
 		c.WriteString("approvals: " + o.Approvals + "\n")
 	}

@@ -160,7 +160,7 @@
       hint.textContent =
         !approve ? ""
         : left > 0 ? "To approve, first open " + (left === 1 ? "the folded value" : "the " + left + " folded values") + "."
-        : !seen ? "To approve, first scroll to the end of what will be sent."
+        : !seen ? "To approve, first scroll to the end of what " + (form.dataset.vote === "escalation" ? "is asked." : "will be sent.")
         : "";
     }
     if (end) {

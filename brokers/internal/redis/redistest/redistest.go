@@ -178,6 +178,9 @@ func (s *Server) Advance(d time.Duration) bool {
 	return true
 }
 
+// Embedded reports whether this is the one in process.
+func (s *Server) Embedded() bool { return s.mini != nil }
+
 // Now is the server's time.
 func (s *Server) Now() time.Time {
 	if s.now.IsZero() {

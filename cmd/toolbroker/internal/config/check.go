@@ -184,24 +184,7 @@ func (c *Config) checkPeople(d *decoder) {
 			}
 		}
 	}
-	var keys []string
-	for i, k := range c.Identity.APIKeys {
-		key := fmt.Sprintf("identity.api_keys[%d]", i)
-		keys = append(keys, k.ID)
-		d.id(key+".id", k.ID)
-		if k.Hash == "" {
-			d.at(key+".hash", "make one with `toolbroker key new`", "is required")
-		}
-		if k.Principal == "" || len(k.Principal) > 256 {
-			d.at(key+".principal", "such as agent:triage", "is required, of at most 256 bytes")
-		}
-		d.oneOf(key+".tenant", k.Tenant, c.Tenants...)
-		d.oneOf(key+".owner", k.Owner, names...)
-		if k.Expires.IsZero() {
-			d.at(key+".expires", "such as 2027-01-31", "is required")
-		}
-	}
-	d.unique("identity.api_keys", "id", keys)
+	c.checkIdentity(d, names)
 }
 
 func (c *Config) checkKinds(d *decoder) {
@@ -217,13 +200,23 @@ func (c *Config) checkKinds(d *decoder) {
 		if len(k.Scope) == 0 {
 			d.at(key+".scope", "such as [{tool: 'tracker/*', action: call, verdict: allow}]", "at least one row is required")
 		}
-		for j, r := range k.Scope {
-			row := fmt.Sprintf("%s.scope[%d]", key, j)
-			for name, v := range map[string]string{"tool": r.Tool, "action": r.Action, "verdict": r.Verdict} {
-				if v == "" {
-					d.at(row+"."+name, "", "is required")
-				}
+		d.rows(key+".scope", k.Scope)
+		d.rows(key+".initial", k.Initial)
+		for name, n := range map[string]int{"calls": k.Budget.Calls, "calls_per_day": k.Budget.CallsPerDay} {
+			if d.has(key + ".budget." + name) {
+				d.count(key+".budget."+name, n, 1_000_000_000)
 			}
+		}
+		if d.has(key + ".delegation") {
+			if !d.has(key+".delegation.depth") || !d.has(key+".delegation.fan_out") {
+				d.at(key+".delegation", "leave it out for none", "needs both depth and fan_out")
+			} else {
+				d.count(key+".delegation.depth", k.Delegation.Depth, 8)
+				d.count(key+".delegation.fan_out", k.Delegation.FanOut, 256)
+			}
+		}
+		if d.has(key + ".escalation") {
+			d.within(key+".escalation", k.Escalation, time.Second, k.TTL, "it ends with the task")
 		}
 	}
 	d.unique("task_kinds", "name", names)
@@ -334,6 +327,18 @@ func (c *Config) checkCredential(d *decoder, key string, s Server) {
 	for name := range b.Env {
 		if !envar.MatchString(name) {
 			d.at(join(key+".env", name), "", "is not a name for an environment variable")
+		}
+	}
+}
+
+// rows looks for what a scope's row cannot lack; whoever compiles it does the rest.
+func (d *decoder) rows(key string, rows []ScopeRow) {
+	for i, r := range rows {
+		row := fmt.Sprintf("%s[%d]", key, i)
+		for name, v := range map[string]string{"tool": r.Tool, "action": r.Action, "verdict": r.Verdict} {
+			if v == "" {
+				d.at(row+"."+name, "", "is required")
+			}
 		}
 	}
 }

@@ -110,7 +110,53 @@ type Policy struct {
 
 // Identity is who may ask.
 type Identity struct {
-	APIKeys []APIKey `yaml:"api_keys"`
+	APIKeys                []APIKey `yaml:"api_keys"`
+	Issuers                []Issuer `yaml:"issuers"`                  // who else vouches for workloads
+	ActDepth               int      `yaml:"act_depth"`                // how many actors a token may nest
+	VerificationsPerSecond int      `yaml:"verifications_per_second"` // of tokens that were not seen before, all callers together
+}
+
+// Issuer vouches for workloads: by tokens, by SVIDs, by certificates.
+type Issuer struct {
+	Name  string `yaml:"name"`  // on record
+	Kind  string `yaml:"kind"`  // oidc, kubernetes, spiffe_jwt, spiffe_x509 or mtls
+	Bound string `yaml:"bound"` // "require": only credentials that are bound to a key
+	Rules []Rule `yaml:"rules"` // whom its credentials stand for
+
+	Audiences   []string      `yaml:"audiences"`    // who we are to it
+	Issuer      string        `yaml:"issuer"`       // its URL: iss, exactly
+	JWKSURI     string        `yaml:"jwks_uri"`     // where its keys are; default: as its metadata says
+	JWKSFile    Path          `yaml:"jwks_file"`    // or a file that holds them
+	CA          Path          `yaml:"ca"`           // PEM; default: the system's
+	TokenFile   Path          `yaml:"token_file"`   // a token to fetch them with
+	Algorithms  []string      `yaml:"algorithms"`   // that tokens may be signed with
+	Skew        time.Duration `yaml:"skew"`         // how far clocks may be apart
+	MaxLifetime time.Duration `yaml:"max_lifetime"` // of a token; zero for any
+	Refresh     time.Duration `yaml:"refresh"`      // how often keys are fetched again
+	MaxStale    time.Duration `yaml:"max_stale"`    // how long keys count that cannot be fetched again
+	Scopes      []string      `yaml:"scopes"`       // that a token must have, all of them
+	RequireTyp  string        `yaml:"require_typ"`  // the typ a token must have
+
+	WorkloadAPI  string          `yaml:"workload_api"`  // where SPIFFE bundles come from
+	TrustDomains []string        `yaml:"trust_domains"` // those taken from there
+	Bundles      map[string]Path `yaml:"bundles"`       // or files, by trust domain
+
+	CAs   []Path   `yaml:"cas"`   // PEM: whose client certificates are taken
+	Allow []string `yaml:"allow"` // if any, only these certificates, by sha256:<hex>
+}
+
+// Rule says whom a credential stands for; {claim} inserts a claim.
+type Rule struct {
+	When        map[string]string `yaml:"when"` // claim: glob; all must match
+	Principal   string            `yaml:"principal"`
+	Tenant      string            `yaml:"tenant"`
+	Owner       string            `yaml:"owner"`        // the operator accountable
+	OnBehalfOf  string            `yaml:"on_behalf_of"` // the human it acts for
+	Chain       string            `yaml:"chain"`        // how each earlier actor is named
+	DefaultTask string            `yaml:"default_task"` // the kind of task it is on where it names none
+	Vouches     []string          `yaml:"vouches"`      // which claims about a task its word proves
+	StartsFor   []string          `yaml:"starts_for"`   // whom else it may start tasks for
+	Bound       string            `yaml:"bound"`        // "require"
 }
 
 // APIKey is a workload's credential of its own, known by its hash.
@@ -122,6 +168,10 @@ type APIKey struct {
 	OnBehalfOf string    `yaml:"on_behalf_of"` // the human it acts for, if one
 	Owner      string    `yaml:"owner"`        // the operator accountable for it
 	Expires    time.Time `yaml:"expires"`      // required; nothing lives for ever
+
+	DefaultTask string   `yaml:"default_task"` // the kind of task it is on where it names none
+	Vouches     []string `yaml:"vouches"`      // which claims about a task its word proves
+	StartsFor   []string `yaml:"starts_for"`   // whom else it may start tasks for, as patterns; left out: itself only
 }
 
 // Operator is a human who answers, starts, ends or reads.
@@ -132,6 +182,7 @@ type Operator struct {
 	Roles        []string `yaml:"roles"`         // viewer, approver, admin, auditor
 	Tenants      []string `yaml:"tenants"`       // whose worlds they see; "*" for all
 	Identities   []string `yaml:"identities"`    // other names of the same human
+	Disabled     bool     `yaml:"disabled"`      // still known, but cannot log in; their votes count no more and their tasks end
 }
 
 // TaskKind is the most that a task of it can be.
@@ -141,6 +192,27 @@ type TaskKind struct {
 	TTL     time.Duration `yaml:"ttl"`     // how long one runs, at most
 	Tenants []string      `yaml:"tenants"` // who may have one; empty for all
 	Scope   []ScopeRow    `yaml:"scope"`   // its widest reach
+	Initial []ScopeRow    `yaml:"initial"` // what a task has that asks for no less; nil for scope
+
+	SelfStart      bool          `yaml:"self_start"`      // a workload may start one for itself
+	Parallel       bool          `yaml:"parallel"`        // beside its workload's other root tasks
+	Bound          bool          `yaml:"bound"`           // only with credentials bound to a key of their holder
+	PlainReference bool          `yaml:"plain_reference"` // keep references as given, not hashed
+	Budget         Budget        `yaml:"budget"`          // how much may be done
+	Delegation     Delegation    `yaml:"delegation"`      // how far it may delegate; left out: not at all
+	Escalation     time.Duration `yaml:"escalation"`      // how long scope lasts that is granted on request; 0: none is
+}
+
+// Budget is how much may be done on tasks of a kind; zero is no limit.
+type Budget struct {
+	Calls       int `yaml:"calls"`         // by one task and its descendants together
+	CallsPerDay int `yaml:"calls_per_day"` // by one workload for one human, per UTC day
+}
+
+// Delegation is how far a task may delegate.
+type Delegation struct {
+	Depth  int `yaml:"depth"`   // generations below it
+	FanOut int `yaml:"fan_out"` // running children of one task
 }
 
 // ScopeRow is one row of a scope, in the policy's words.
@@ -229,6 +301,7 @@ func Default() *Config {
 		Management: Management{Listen: "127.0.0.1:8082"},
 		Audit:      Audit{CheckpointEvery: time.Second},
 		Policy:     Policy{Watch: true},
+		Identity:   Identity{ActDepth: 4, VerificationsPerSecond: 500},
 		Approvals:  Approvals{Hold: 25 * time.Second, Expire: time.Hour, UseWindow: 10 * time.Minute},
 		Limits:     Limits{CallsPerSecond: 50, HeldPerPrincipal: 16, HeldPerTenant: 256, TenantPerDay: 1_000_000},
 		Vault:      Vault{AppRole: AppRole{Mount: "approle"}},
@@ -241,7 +314,22 @@ func (s *Server) defaults() {
 	s.Credential.Mode = "task"
 }
 
+func (i *Issuer) defaults() {
+	i.Skew, i.Refresh, i.MaxStale = 30*time.Second, 5*time.Minute, time.Hour
+}
+
 func (k *TaskKind) defaults() { k.TTL = time.Hour }
+
+// DisabledOperators lists those who are still known, but nobody any more.
+func (c *Config) DisabledOperators() []string {
+	var names []string
+	for _, o := range c.Operators {
+		if o.Disabled {
+			names = append(names, o.Name)
+		}
+	}
+	return names
+}
 
 // Load reads, decodes and checks a file. Where there are problems the config is
 // nil and each problem stands at its line, in the file's order.

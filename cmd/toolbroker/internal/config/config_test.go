@@ -25,6 +25,11 @@ func TestExampleLoads(t *testing.T) {
 	if c.Servers[0].Credential.TTL != 5*time.Minute || c.Servers[1].Timeout != time.Minute || c.Agent.MaxBody != 4<<20 {
 		t.Errorf("read other values than the file holds: %+v", c)
 	}
+	k := c.TaskKinds[0]
+	if len(k.Initial) != 1 || !k.SelfStart || k.Parallel || k.Bound || !k.PlainReference || k.Budget != (Budget{500, 2000}) ||
+		k.Delegation != (Delegation{2, 8}) || k.Escalation != 30*time.Minute {
+		t.Errorf("read another kind than the file holds: %+v", k)
+	}
 	if !strings.HasPrefix(c.Hash, "sha256:") || !strings.HasPrefix(string(c.Policy.File), "/") {
 		t.Errorf("hash %q, policy %q", c.Hash, c.Policy.File)
 	}
@@ -91,6 +96,16 @@ func TestSmallestFileStays(t *testing.T) {
 
 func TestProblemsNameLineAndWayOut(t *testing.T) {
 	server := small + "vault: {address: 'http://127.0.0.1:8200', token_file: t, policies: [p]}\nservers:\n  - name: s\n"
+	kind := small + "task_kinds:\n  - name: k\n    scope: [{tool: t, action: call, verdict: allow}]\n"
+	oidc := func(change string) string { // one issuer, with one thing about it changed
+		is := "    - {name: i, kind: oidc, issuer: 'https://idp.example', audiences: [a], rules: [{principal: a, tenant: acme, owner: alice}]}\n"
+		name, _, _ := strings.Cut(change, ":")
+		if change != "" {
+			is = regexp.MustCompile(", "+name+": ('[^']*'|\\[.*\\]|[a-z]+)").ReplaceAllString(is, "")
+			is = strings.Replace(is, "name: i", "name: i, "+change, 1)
+		}
+		return small + "identity:\n  issuers:\n" + is
+	}
 	for name, tt := range map[string]struct{ text, want string }{
 		"unknown key":             {small + "redsi: embedded\n", `c.yaml:9: error: redsi: unknown key; did you mean "redis"?`},
 		"unknown nested key":      {small + "agent:\n  listn: x\n", `c.yaml:10: error: agent.listn: unknown key; did you mean "listen"?`},
@@ -118,9 +133,45 @@ func TestProblemsNameLineAndWayOut(t *testing.T) {
 		"tenant's name":           {strings.Replace(small, "[acme]", "[Acme]", 1), `c.yaml:4: error: tenants[0]: "Acme" is not a name; use lower-case letters, digits and -, at most 64`},
 		"unknown owner":           {small + "identity:\n  api_keys:\n    - {id: k, hash: h, tenant: acme, principal: p, expires: 2030-01-01, owner: alcie}\n", `c.yaml:11: error: identity.api_keys[0].owner: "alcie" is not one of those known; did you mean "alice"?`},
 		"key without an end":      {small + "identity: {api_keys: [{id: k, hash: h, tenant: acme, principal: p, owner: alice}]}\n", `identity.api_keys[0].expires: is required`},
+		"issuer of no kind":       {oidc("kind: odic"), `c.yaml:11: error: identity.issuers[0].kind: "odic" is not one of those known; did you mean "oidc"?`},
+		"issuer in plaintext":     {oidc("issuer: 'http://idp.example'"), `identity.issuers[0].issuer: would be plaintext off loopback`},
+		"issuer for anybody":      {oidc("audiences: []"), `identity.issuers[0].audiences: at least one is required; who we are to the issuer`},
+		"HMAC":                    {oidc("algorithms: [HS256]"), `identity.issuers[0].algorithms[0]: "HS256" is not one of those known`},
+		"algorithm none":          {oidc("algorithms: [none]"), `"none" is not one of those known`},
+		"skew":                    {oidc("skew: 1h"), `identity.issuers[0].skew: 1h0m0s is out of range`},
+		"another kind's setting":  {oidc("cas: [a.pem]"), `identity.issuers[0].cas: means nothing to kind oidc; it belongs to kind mtls`},
+		"two places for keys":     {oidc("jwks_uri: 'https://a.example', jwks_file: b"), `identity.issuers[0].jwks_file: jwks_uri is set as well`},
+		"bound to what":           {oidc("bound: yes"), `identity.issuers[0].bound: "yes" is not one of those known`},
+		"nobody's tokens":         {oidc("rules: []"), `identity.issuers[0].rules: at least one is required; a credential that no rule names is nobody's`},
+		"rule without principal":  {oidc("rules: [{tenant: acme, owner: alice}]"), `identity.issuers[0].rules[0].principal: is required`},
+		"rule with a star":        {oidc("rules: [{principal: 'a:*', tenant: acme, owner: alice}]"), `identity.issuers[0].rules[0].principal: "a:*" is not a template for a name`},
+		"rule for an operator":    {oidc("rules: [{principal: 'operator:{sub}', tenant: acme, owner: alice}]"), `"operator:{sub}" is not a name for a workload or a human`},
+		"rule's tenant":           {oidc("rules: [{principal: a, tenant: acem, owner: alice}]"), `identity.issuers[0].rules[0].tenant: "acem" is not one of those known; did you mean "acme"?`},
+		"rule's owner":            {oidc("rules: [{principal: a, tenant: acme, owner: bob}]"), `identity.issuers[0].rules[0].owner: "bob" is not one of those known`},
+		"default task":            {oidc("rules: [{principal: a, tenant: acme, owner: alice, default_task: x}]"), `identity.issuers[0].rules[0].default_task: "x" is not one of those known; none is declared`},
+		"vouches":                 {oidc("rules: [{principal: a, tenant: acme, owner: alice, vouches: [labls]}]"), `did you mean "labels"?`},
+		"one issuer twice":        {oidc("") + "    - {name: j, kind: oidc, issuer: 'https://idp.example', audiences: [a], rules: [{principal: a, tenant: acme, owner: alice}]}\n", `identity.issuers[1].issuer: "https://idp.example" is taken`},
+		"certificates by proxy":   {small + "identity:\n  issuers:\n    - {name: i, kind: mtls, cas: [a], rules: [{principal: a, tenant: acme, owner: alice}]}\n", `identity.issuers[0].kind: needs TLS connections of agents' own; set agent.tls`},
+		"certificates of nobody":  {small + "identity:\n  issuers:\n    - {name: i, kind: mtls, rules: [{principal: a, tenant: acme, owner: alice}]}\n", `identity.issuers[0].cas: at least one is required`},
+		"SVIDs from nowhere":      {small + "identity:\n  issuers:\n    - {name: i, kind: spiffe_jwt, audiences: [a], rules: [{principal: a, tenant: acme, owner: alice}]}\n", `needs exactly one source of SPIFFE bundles`},
+		"SVIDs of everybody":      {small + "identity:\n  issuers:\n    - {name: i, kind: spiffe_jwt, audiences: [a], workload_api: 'unix:///a', rules: [{principal: a, tenant: acme, owner: alice}]}\n", `identity.issuers[0].trust_domains: at least one is required`},
+		"endless delegation":      {small + "identity: {act_depth: 100}\n", `identity.act_depth: 100 is out of range`},
+		"key of a role":           {small + "identity: {api_keys: [{id: k, hash: h, tenant: acme, principal: 'role:admin', owner: alice, expires: 2030-01-01}]}\n", `"role:admin" is not a name for a workload`},
 		"plain password":          {strings.Replace(small, "$argon2id$v=19$m=65536,t=3,p=2$c2FsdA$aGFzaA", "hunter2", 1), `c.yaml:7: error: operators[0].password_hash: is not an argon2id hash; make one with`},
 		"unknown tenant of kind":  {small + "task_kinds:\n  - name: k\n    tenants: [acem]\n    scope: [{tool: t, action: call, verdict: allow}]\n", `c.yaml:11: error: task_kinds[0].tenants[0]: "acem" is not one of those known; did you mean "acme"?`},
 		"kind twice":              {small + "task_kinds:\n  - {name: k, scope: [{tool: t, action: call, verdict: allow}]}\n  - {name: k, scope: [{tool: t, action: call, verdict: allow}]}\n", `c.yaml:11: error: task_kinds[1].name: "k" is taken; task_kinds[0] has it already`},
+		"initial row's verdict":   {kind + "    initial: [{tool: t, action: call}]\n", `c.yaml:12: error: task_kinds[0].initial[0].verdict: is required`},
+		"self_start misspelt":     {kind + "    self_strat: true\n", `c.yaml:12: error: task_kinds[0].self_strat: unknown key; did you mean "self_start"?`},
+		"bound is a yes or no":    {kind + "    bound: dpop\n", `c.yaml:12: error: task_kinds[0].bound: "dpop" is not a yes or no; write true or false`},
+		"a budget of nothing":     {kind + "    budget:\n      calls: 0\n", `c.yaml:13: error: task_kinds[0].budget.calls: 0 is out of range; write 1 to 1000000000`},
+		"a budget below nothing":  {kind + "    budget: {calls_per_day: -1}\n", `c.yaml:12: error: task_kinds[0].budget.calls_per_day: -1 is out of range`},
+		"budget misspelt":         {kind + "    budget: {cals: 5}\n", `c.yaml:12: error: task_kinds[0].budget.cals: unknown key; did you mean "calls"?`},
+		"delegation too deep":     {kind + "    delegation:\n      depth: 9\n      fan_out: 2\n", `c.yaml:13: error: task_kinds[0].delegation.depth: 9 is out of range; write 1 to 8`},
+		"delegation too wide":     {kind + "    delegation:\n      depth: 8\n      fan_out: 257\n", `c.yaml:14: error: task_kinds[0].delegation.fan_out: 257 is out of range; write 1 to 256`},
+		"half a delegation":       {kind + "    delegation: {depth: 2}\n", `c.yaml:12: error: task_kinds[0].delegation: needs both depth and fan_out; leave it out for none`},
+		"escalation past the end": {kind + "    escalation: 2h\n", `c.yaml:12: error: task_kinds[0].escalation: 2h0m0s is out of range; write 1s to 1h0m0s: it ends with the task`},
+		"escalation of no time":   {kind + "    escalation: 0s\n", `c.yaml:12: error: task_kinds[0].escalation: 0s is out of range`},
+		"disabled is no date":     {small + "    disabled: 2027-01-31\n", `c.yaml:9: error: operators[0].disabled: "2027-01-31" is not a yes or no`},
 		"no way to log in":        {small + "vault: {address: 'https://v:1'}\n", `vault: says no way to log in; set token_file, or approle`},
 		"plaintext vault":         {small + "vault: {address: 'http://v:1', token_file: t}\n", `vault.address: would speak plaintext off loopback`},
 		"server without a way":    {server, `c.yaml:11: error: servers[0]: needs either url or command`},
@@ -143,6 +194,36 @@ func TestProblemsNameLineAndWayOut(t *testing.T) {
 				t.Error("a secret is in the message")
 			}
 		})
+	}
+}
+
+// What a kind does not say is no: it starts by others' hands, has no budget,
+// delegates nothing and is granted nothing on request.
+func TestKindThatSaysLittle(t *testing.T) {
+	c, problems := Parse("c.yaml", []byte(small+"task_kinds:\n  - name: k\n    scope: [{tool: t, action: call, verdict: allow}]\n"))
+	if len(problems) > 0 {
+		t.Fatal(problems)
+	}
+	if k := c.TaskKinds[0]; k.Initial != nil || k.SelfStart || k.Parallel || k.Bound || k.PlainReference || k.Budget != (Budget{}) || k.Delegation != (Delegation{}) || k.Escalation != 0 {
+		t.Errorf("%+v", k)
+	}
+	c, problems = Parse("c.yaml", []byte(small+"task_kinds: [{name: k, initial: [], scope: [{tool: t, action: call, verdict: allow}]}]\n"))
+	if len(problems) > 0 || c.TaskKinds[0].Initial == nil {
+		t.Error("an empty initial scope is not told from none:", problems)
+	}
+}
+
+func TestDisabledOperators(t *testing.T) {
+	c, problems := Parse("c.yaml", []byte(small+`  - name: bob
+    password_hash: $argon2id$v=19$m=65536,t=3,p=2$c2FsdA$aGFzaA
+    tenants: [acme]
+    disabled: true
+`))
+	if len(problems) > 0 {
+		t.Fatal(problems)
+	}
+	if got := fmt.Sprint(c.DisabledOperators()); got != "[bob]" {
+		t.Error(got)
 	}
 }
 

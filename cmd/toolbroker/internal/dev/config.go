@@ -39,14 +39,20 @@ task_kinds:
   - name: triage
     purpose: Sort new issues, with the notes at hand.
     ttl: 8h
+    delegation: {depth: 1, fan_out: 4}
     scope:
       - {tool: "tracker/*", action: call, verdict: allow}
       - {tool: "notes/*", action: call, verdict: allow}
+      - {tool: "task:reading", action: delegate, verdict: allow}
   - name: reading
-    purpose: Read the notes, and nothing else.
+    purpose: Read the notes; an issue only if a human lets it.
     ttl: 8h
+    escalation: 30m
+    initial:
+      - {tool: "notes/*", action: call, verdict: allow}
     scope:
       - {tool: "notes/*", action: call, verdict: allow}
+      - {tool: "tracker/get_issue", action: call, verdict: allow}
 vault:
   address: {{q .Vault.Address}}
   token_file: vault-token

@@ -8,7 +8,9 @@ package serve
 
 import (
 	"context"
+	"crypto/hkdf"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -80,6 +82,7 @@ type House struct {
 	secrets   *secrets.Broker
 	servers   *servers.Servers
 	operators *operators.Operators
+	identity  *identity.Identity
 	gateway   *gateway.Gateway
 	edge      *edge.Edge
 
@@ -193,6 +196,24 @@ func (h *House) usedGrants() (map[string]time.Time, error) {
 	return used, nil
 }
 
+// endedTasks reads from the log whose end has begun and could still be brought
+// back by a Redis into which an old record was put.
+func (h *House) endedTasks() (map[string][]string, error) {
+	over := map[string][]string{}
+	ends := audit.Filter{Types: []audit.Type{audit.TaskEnding, audit.TaskEnded, audit.TaskRevoked, audit.TaskExpired}}
+	for line, err := range audit.Find(string(h.cfg.Audit.Dir), 0, ends) {
+		if err != nil {
+			return nil, fmt.Errorf("read ended tasks: %w", err)
+		}
+		if t := line.Event.Task; t != nil {
+			if until, err := time.Parse(time.RFC3339, t.Expires); err == nil && time.Now().Before(until) {
+				over[line.Event.Tenant] = append(over[line.Event.Tenant], t.ID)
+			}
+		}
+	}
+	return over, nil
+}
+
 func (h *House) openPolicy(ctx context.Context) error {
 	c := h.cfg
 	var err error
@@ -256,16 +277,23 @@ func (h *House) openBrokers(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	over, err := h.endedTasks()
+	if err != nil {
+		return err
+	}
 	if h.tasks, err = tasks.New(tasks.Config{
 		Store: store, Recorder: h.recorder, SigningKey: signing, Issuer: "toolbroker", Audience: "toolbroker",
-		Over: h.taskOver, Log: h.log,
+		Over: over, Replica: c.Replica, Here: h.closeHere, Shared: h.closeShared, DisabledOwners: c.DisabledOperators(), Log: h.log,
 	}); err != nil {
 		return err
 	}
 	if h.operators, err = operators.New(operators.Config{Store: store, Operators: people(c)}); err != nil {
 		return err
 	}
-	ids, err := identity.New(identity.Config{Keys: apiKeys(c), TaskTokens: h.tasks.VerifyToken})
+	h.identity, err = identity.New(identity.Config{
+		Keys: apiKeys(c), Issuers: issuers(c), TaskTokens: h.tasks.VerifyToken, Tenants: c.Tenants, Owners: names(c.Operators),
+		ActDepth: c.Identity.ActDepth, PerSecond: c.Identity.VerificationsPerSecond, Once: identity.Once(store, nil), Log: h.log,
+	})
 	if err != nil {
 		return err
 	}
@@ -295,13 +323,17 @@ func (h *House) openBrokers(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	reference, err := hkdf.Key(sha256.New, seal, nil, "toolbroker reference v1", 32)
+	if err != nil {
+		return err
+	}
 	used, err := h.usedGrants()
 	if err != nil {
 		return err
 	}
 	h.gateway, err = gateway.New(gateway.Config{
-		Identity: ids, Tasks: h.tasks, Approvals: h.approvals, Leases: h.secrets, Servers: h.servers, Operators: h.operators, Sessions: open,
-		Recorder: h.recorder, Policy: h.policy, Kinds: kinds, Tenants: c.Tenants,
+		Identity: h.identity, Tasks: h.tasks, Approvals: h.approvals, Leases: h.secrets, Servers: h.servers, Operators: h.operators, Sessions: open,
+		Recorder: h.recorder, Policy: h.policy, Kinds: kinds, Tenants: c.Tenants, ReferenceKey: reference,
 		Hold: c.Approvals.Hold, ApprovalTTL: c.Approvals.Expire, CallsPerSecond: float64(c.Limits.CallsPerSecond),
 		Held: c.Limits.HeldPerPrincipal, HeldTenant: c.Limits.HeldPerTenant, TenantDay: int64(c.Limits.TenantPerDay), Used: used, SyncOutcomes: c.Audit.SyncOutcomes, Logger: h.log,
 	})
@@ -328,10 +360,14 @@ func (h *House) discovery(ctx context.Context, tenant, server string) (gateway.L
 	return h.gateway.Discover(ctx, tenant, server)
 }
 
-// taskOver ends what hung on a task, wherever it ran; it is asked again until
-// nothing is left.
-func (h *House) taskOver(ctx context.Context, t gateway.Task) error {
-	return h.gateway.TaskOver(ctx, t)
+// closeHere and closeShared close what hung on a task, here and in what replicas
+// share. Tasks are kept before there is a gateway, which needs them.
+func (h *House) closeHere(ctx context.Context, t gateway.Task) gateway.Closing {
+	return h.gateway.CloseHere(ctx, t)
+}
+
+func (h *House) closeShared(ctx context.Context, t gateway.Task) gateway.Closing {
+	return h.gateway.CloseShared(ctx, t)
 }
 
 func (h *House) openDoors() error {
@@ -341,6 +377,10 @@ func (h *House) openDoors() error {
 	pages.BaseContext = func(net.Listener) context.Context { return h.requests }
 	if h.agents, err = listen("agent", c.Agent.Listen, c.Agent.TLS, agents, h.log); err != nil {
 		return err
+	}
+	if h.agents.cert != nil && c.ClientCertificates() {
+		// Asked for, not verified here: an agent may have none, and whose it is says the identity room.
+		agents.TLSConfig.ClientAuth = tls.RequestClientCert
 	}
 	if h.console, err = listen("console", c.Console.Listen, c.Console.TLS, pages, h.log); err != nil {
 		return err
@@ -352,6 +392,7 @@ func (h *House) openDoors() error {
 	if h.edge, err = edge.New(edge.Config{
 		Gateway: h.gateway, Version: h.opts.Version, Hosts: hosts(h.agentURL(), c.Agent.Hosts), Origins: origins(h.agentURL(), c.Agent.Origins),
 		MaxBody: int64(c.Agent.MaxBody), Logger: h.log,
+		PublicURL: h.agentURL(), Issuers: authorizationServers(c), Scopes: oauthScopes(c), MTLS: agents.TLSConfig != nil,
 		ApprovalURL: func(tenant, id string) string {
 			return link + "/approvals/" + url.PathEscape(tenant) + "/" + url.PathEscape(id)
 		},
@@ -376,7 +417,7 @@ func (h *House) Run(ctx context.Context) error {
 	defer stop()
 	var work sync.WaitGroup
 	for name, run := range map[string]func(context.Context) error{
-		"tasks": h.tasks.Run, "approvals": h.approvals.Run, "secrets": h.secrets.Run, "gateway": h.gateway.Run,
+		"tasks": h.tasks.Run, "approvals": h.approvals.Run, "secrets": h.secrets.Run, "gateway": h.gateway.Run, "identity": h.identity.Run,
 		"servers": func(ctx context.Context) error { h.servers.Run(ctx); return nil },
 	} {
 		work.Go(func() {

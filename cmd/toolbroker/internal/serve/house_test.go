@@ -52,7 +52,7 @@ var passwordHash = sync.OnceValues(func() (string, error) {
 })
 
 // newConfig is a config in a fresh directory, with more YAML at its end.
-func newConfig(t *testing.T, more string) (c *config.Config, dir string) {
+func newConfig(t testing.TB, more string) (c *config.Config, dir string) {
 	t.Helper()
 	dir = t.TempDir()
 	hash, err := passwordHash()
@@ -78,7 +78,7 @@ task_kinds: [{name: work, scope: [{tool: "**", action: "*", verdict: allow}]}]
 	return c, dir
 }
 
-func write(t *testing.T, file, text string) {
+func write(t testing.TB, file, text string) {
 	t.Helper()
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
@@ -86,7 +86,7 @@ func write(t *testing.T, file, text string) {
 }
 
 // start runs a house until the test ends or stop is called.
-func start(t *testing.T, c *config.Config, log io.Writer) (h *House, stop func()) {
+func start(t testing.TB, c *config.Config, log io.Writer) (h *House, stop func()) {
 	t.Helper()
 	h, err := New(t.Context(), c, Options{Mode: "serve", Version: "test", Logger: slog.New(slog.NewJSONHandler(log, nil))})
 	if err != nil {

@@ -3,6 +3,7 @@ package serve
 import (
 	"fmt"
 	"runtime/debug"
+	"slices"
 
 	"toolbroker/authz"
 	"toolbroker/brokers/identity"
@@ -19,7 +20,7 @@ func people(c *config.Config) []operators.Operator {
 	var all []operators.Operator
 	for _, o := range c.Operators {
 		all = append(all, operators.Operator{PasswordHash: o.PasswordHash, Operator: gateway.Operator{
-			Name: o.Name, Groups: o.Groups, Roles: o.Roles, Tenants: o.Tenants, Identities: o.Identities,
+			Name: o.Name, Groups: o.Groups, Roles: o.Roles, Tenants: o.Tenants, Identities: o.Identities, Disabled: o.Disabled,
 		}})
 	}
 	return all
@@ -30,9 +31,47 @@ func apiKeys(c *config.Config) []identity.APIKey {
 	for _, k := range c.Identity.APIKeys {
 		all = append(all, identity.APIKey{
 			ID: k.ID, Hash: k.Hash, Tenant: k.Tenant, Principal: k.Principal, OnBehalfOf: k.OnBehalfOf, Owner: k.Owner, Expires: k.Expires,
+			Standing: k.DefaultTask, Vouches: k.Vouches, StartsFor: k.StartsFor,
 		})
 	}
 	return all
+}
+
+func issuers(c *config.Config) []identity.Issuer {
+	var all []identity.Issuer
+	for _, is := range c.Identity.Issuers {
+		out := identity.Issuer{
+			Name: is.Name, Kind: is.Kind, Bound: is.Bound != "", Audiences: is.Audiences,
+			URL: is.Issuer, JWKSURL: is.JWKSURI, JWKSFile: string(is.JWKSFile), CAFile: string(is.CA), TokenFile: string(is.TokenFile),
+			Algorithms: is.Algorithms, Skew: is.Skew, MaxLifetime: is.MaxLifetime, Refresh: is.Refresh, MaxStale: is.MaxStale,
+			Scopes: is.Scopes, RequireType: is.RequireTyp, WorkloadAPI: is.WorkloadAPI, TrustDomains: is.TrustDomains, Allow: is.Allow,
+		}
+		for domain, file := range is.Bundles {
+			if out.Bundles == nil {
+				out.Bundles = map[string]string{}
+			}
+			out.Bundles[domain] = string(file)
+		}
+		for _, file := range is.CAs {
+			out.CAFiles = append(out.CAFiles, string(file))
+		}
+		for _, r := range is.Rules {
+			out.Rules = append(out.Rules, identity.Rule{
+				When: r.When, Principal: r.Principal, Tenant: r.Tenant, Owner: r.Owner, OnBehalfOf: r.OnBehalfOf, Chain: r.Chain,
+				Standing: r.DefaultTask, Vouches: r.Vouches, StartsFor: r.StartsFor, Bound: r.Bound != "",
+			})
+		}
+		all = append(all, out)
+	}
+	return all
+}
+
+func names(all []config.Operator) []string {
+	var out []string
+	for _, o := range all {
+		out = append(out, o.Name)
+	}
+	return out
 }
 
 func downstreams(c *config.Config, standIn bool) []servers.Server {
@@ -63,17 +102,32 @@ func downstreams(c *config.Config, standIn bool) []servers.Server {
 func taskKinds(c *config.Config) ([]gateway.TaskKind, error) {
 	var all []gateway.TaskKind
 	for _, k := range c.TaskKinds {
-		rows := make([]authz.ScopeRow, len(k.Scope))
-		for i, r := range k.Scope {
-			rows[i] = authz.ScopeRow{Tool: r.Tool, Action: r.Action, When: r.When, Verdict: r.Verdict}
-		}
-		scope, err := authz.NewScope(rows)
+		scope, err := scopeOf(k.Scope)
 		if err != nil {
 			return nil, fmt.Errorf("%s: task kind %s: scope: %w", c.File, k.Name, err)
 		}
-		all = append(all, gateway.TaskKind{Name: k.Name, Purpose: k.Purpose, TTL: k.TTL, Scope: scope, Tenants: k.Tenants})
+		var initial *authz.Scope
+		if k.Initial != nil {
+			if initial, err = scopeOf(k.Initial); err != nil {
+				return nil, fmt.Errorf("%s: task kind %s: initial: %w", c.File, k.Name, err)
+			}
+		}
+		all = append(all, gateway.TaskKind{
+			Name: k.Name, Purpose: k.Purpose, TTL: k.TTL, Scope: scope, Initial: initial, Tenants: k.Tenants,
+			Own: k.SelfStart, Parallel: k.Parallel, Bound: k.Bound, Plain: k.PlainReference, Escalate: k.Escalation,
+			Budget: gateway.Budget{Calls: int64(k.Budget.Calls), PerDay: int64(k.Budget.CallsPerDay)},
+			Limits: gateway.Limits{Depth: k.Delegation.Depth, FanOut: k.Delegation.FanOut},
+		})
 	}
 	return all, nil
+}
+
+func scopeOf(rows []config.ScopeRow) (*authz.Scope, error) {
+	out := make([]authz.ScopeRow, len(rows))
+	for i, r := range rows {
+		out[i] = authz.ScopeRow{Tool: r.Tool, Action: r.Action, When: r.When, Verdict: r.Verdict}
+	}
+	return authz.NewScope(out)
 }
 
 func vaultOf(c *config.Config) secrets.Vault {
@@ -117,4 +171,24 @@ func build() string {
 		}
 	}
 	return "unknown"
+}
+
+// authorizationServers are the issuers that an agent can get a token from by
+// itself.
+func authorizationServers(c *config.Config) (all []string) {
+	for _, is := range c.Identity.Issuers {
+		if is.Kind == "oidc" {
+			all = append(all, is.Issuer)
+		}
+	}
+	return all
+}
+
+// oauthScopes are those that some issuer's tokens must have.
+func oauthScopes(c *config.Config) (all []string) {
+	for _, is := range c.Identity.Issuers {
+		all = append(all, is.Scopes...)
+	}
+	slices.Sort(all)
+	return slices.Compact(all)
 }

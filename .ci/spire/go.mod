@@ -1,0 +1,5 @@
+module devspire
+
+go 1.26
+
+require github.com/spiffe/spire v1.13.3
