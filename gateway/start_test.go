@@ -677,3 +677,68 @@ func TestNamingAHumanWashesNothingOff(t *testing.T) {
 		}
 	}
 }
+
+// The agent's own token goes to no tool by a _meta key that its server takes, either.
+func TestOwnTokenInMeta(t *testing.T) {
+	h := gatewaytest.New(t)
+	h.Servers.TakesMeta("files__read", "corp/ticket")
+	_, token, err := h.Delegate(t.Context(), as("a"), "task-a", spec(func(s *gateway.TaskSpec) { s.Kind = gatewaytest.SubKind }))
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.Policy.Set(gatewaytest.Text + "p, agent:a, acme, sub, files/read, call, , allow\n")
+	for ticket, want := range map[string]gateway.Code{"T-1": "", token.Reveal(): gateway.Denied} {
+		call := gateway.Call{
+			Credential: gateway.Credential{Bearer: token}, Name: "files__read", Args: json.RawMessage(`{}`), Meta: json.RawMessage(`{"corp/ticket":"` + ticket + `"}`),
+		}
+		if _, err := h.Handle(t.Context(), call, nil); want == "" && err != nil || want != "" && gateway.CodeOf(err) != want {
+			t.Errorf("%q: %v", ticket, err)
+		}
+	}
+}
+
+// What is granted are the tools that were shown: one that is defined anew in the
+// meantime is not.
+func TestEscalationIsOfDefinitions(t *testing.T) {
+	h := gatewaytest.New(t)
+	const args = `{"tools":["files__hidden"],"reason":"x","minutes":5}`
+	_, err := ask(h, "toolbroker__request_access", args)
+	r := err.(*gateway.Refusal).Approval
+	if _, err := h.Vote(t.Context(), h.Operators.Op("bob"), "acme", r.ID, true, r.Digest, ""); err != nil {
+		t.Fatal(err)
+	}
+	h.Servers.Redefine("files__hidden")
+	if _, err := ask(h, "toolbroker__request_access", args); err == nil {
+		t.Error("granted")
+	}
+	if task, _ := h.Tasks.Get(t.Context(), "acme", "task-a"); len(task.Widened) > 0 {
+		t.Errorf("widened: %+v", task.Widened)
+	}
+}
+
+// What no reader would see has no place in what operators read.
+func TestHiddenCharacters(t *testing.T) {
+	h := gatewaytest.New(t)
+	for _, r := range []rune{0x200b, 0x202e, 0xfe0f, 0xe0150, 0x3164, 0x115f, 0xffa0, 0x34f, 0x17b4, 0x180b, 0x2800, 0x7, 0x2028} {
+		if _, _, err := h.StartTask(t.Context(), as("key"), spec(func(s *gateway.TaskSpec) { s.Purpose = "a" + string(r) + "b" })); gateway.CodeOf(err) != gateway.BadArguments {
+			t.Errorf("%U: %v", r, err)
+		}
+	}
+	if _, _, err := h.StartTask(t.Context(), as("key"), spec(func(s *gateway.TaskSpec) { s.Purpose = "größer, 日本語, one\nline more" })); err != nil {
+		t.Error(err)
+	}
+}
+
+// Who is refused a standing task with every request fills no log.
+func TestRefusedStandingTasksAreCounted(t *testing.T) {
+	h := gatewaytest.New(t, func(c *gateway.Config) { c.CallsPerSecond = 1 })
+	h.Policy.Set("p, agent:a, acme, work, files/read, call, , allow\n")
+	for range 50 {
+		if err := h.OpenSession(t.Context(), as("url-bob"), "mcp-1"); err == nil {
+			t.Fatal("opened")
+		}
+	}
+	if log := h.Events(); log != "" {
+		t.Errorf("log: %s", log)
+	}
+}

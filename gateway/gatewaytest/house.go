@@ -636,6 +636,17 @@ func (s *Servers) Redefine(alias string) {
 	}
 }
 
+// TakesMeta lets keys of an agent's _meta through to a tool.
+func (s *Servers) TakesMeta(alias string, keys ...string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i := range s.tools {
+		if s.tools[i].Alias == alias {
+			s.tools[i].Meta = keys
+		}
+	}
+}
+
 // Forward implements gateway.Servers.
 func (s *Servers) Forward(ctx context.Context, f gateway.Forward, stream gateway.Stream) (gateway.Result, error) {
 	s.mu.Lock()
