@@ -416,3 +416,24 @@ func FuzzDPoP(f *testing.F) {
 		}
 	})
 }
+
+// Anybody can make proofs; they keep nobody else's token from being verified.
+func TestProofsOfOneSourceStarveNobody(t *testing.T) {
+	c := newClock()
+	idp := newIssuer(t, c)
+	i := open(t, c, idp.config())
+	h := holder{t, c, newEC(t)}
+	busy := 0
+	for range 600 {
+		cred := gateway.Credential{Proof: gateway.Proof{DPoP: h.proof("", m{"ath": nil}), Method: "POST", URL: here}, Source: "192.0.2.9:1"}
+		if _, err := i.Proven(t.Context(), cred); why(err) == gateway.WhyBusy {
+			busy++
+		}
+	}
+	if busy < 400 {
+		t.Errorf("only %d of 600 were refused", busy)
+	}
+	if _, err := ask(t, i, bearer(idp.token(nil))); err != nil {
+		t.Errorf("another's token: %v", err)
+	}
+}
