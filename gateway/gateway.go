@@ -149,18 +149,26 @@ func (t Task) Root() string {
 // An Ancestor is a task above another, as it was when the other started: what a
 // descendant may reach never grows with it.
 type Ancestor struct {
-	ID        string       `json:"id"`
-	Kind      string       `json:"kind"`
-	Principal string       `json:"principal"`
-	StartedBy string       `json:"started_by,omitempty"`
-	Human     string       `json:"human,omitempty"`   // as [Task.Human] says
-	PerDay    int64        `json:"per_day,omitempty"` // its budget of a day
-	Scope     *authz.Scope `json:"scope"`
+	ID         string       `json:"id"`
+	Kind       string       `json:"kind"`
+	Principal  string       `json:"principal"`
+	StartedBy  string       `json:"started_by,omitempty"`
+	Human      string       `json:"human,omitempty"` // as [Task.Human] says
+	Owner      string       `json:"owner,omitempty"`
+	OnBehalfOf string       `json:"on_behalf_of,omitempty"`
+	Implicit   bool         `json:"implicit,omitempty"`
+	Own        bool         `json:"own,omitempty"`
+	OwnFor     string       `json:"own_for,omitempty"`
+	PerDay     int64        `json:"per_day,omitempty"` // its budget of a day
+	Scope      *authz.Scope `json:"scope"`
 }
 
 // Ancestor is what a task below t keeps of it.
 func (t Task) Ancestor() Ancestor {
-	return Ancestor{ID: t.ID, Kind: t.Kind, Principal: t.Principal, StartedBy: t.StartedBy, Human: t.Human(), PerDay: t.Budget.PerDay, Scope: t.Scope}
+	return Ancestor{
+		ID: t.ID, Kind: t.Kind, Principal: t.Principal, StartedBy: t.StartedBy, Human: t.Human(), Owner: t.Owner, OnBehalfOf: t.OnBehalfOf,
+		Implicit: t.Implicit, Own: t.Own, OwnFor: t.OwnFor, PerDay: t.Budget.PerDay, Scope: t.Scope,
+	}
 }
 
 // Delegators are the principals who delegated the task, outermost first.

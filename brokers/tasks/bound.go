@@ -95,7 +95,11 @@ func (r *Tasks) busy(ctx context.Context, t gateway.Task, at place, holder strin
 
 // standingOf names whose standing task it is, and of which kind.
 func standingOf(t gateway.Task) string {
-	return hashed(t.Principal, gateway.HumanName(t.OnBehalfOf), t.Kind)
+	return standingFor(t.Principal, t.OnBehalfOf, t.Kind)
+}
+
+func standingFor(principal, human, kind string) string {
+	return hashed(principal, gateway.HumanName(human), kind)
 }
 
 // Standing implements [gateway.Tasks].

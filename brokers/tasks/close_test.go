@@ -321,6 +321,35 @@ func TestAStopOutlivesWhoSetIt(t *testing.T) {
 	})
 }
 
+// What hangs on a stopped task is stopped by the stop itself, not once a sweep has
+// ended the task above it.
+func TestAStopIsAboutWhatHangsOnATask(t *testing.T) {
+	top := task("acme", "task-1")
+	top.Own, top.OwnFor = true, "bob"
+	child := task("acme", "task-2")
+	child.Principal, child.Owner, child.OnBehalfOf, child.StartedBy = "agent:b", "dave", "carol", "agent:a"
+	child.Parent, child.Ancestors = top.ID, []gateway.Ancestor{top.Ancestor()}
+	s := redistest.Embedded(t)
+	for _, stop := range []gateway.Stop{
+		{Kind: gateway.StopPrincipal, Name: "agent:a"}, {Kind: gateway.StopOwner, Name: "alice"}, {Kind: gateway.StopHuman, Name: "bob"},
+		{Kind: gateway.StopStanding, Name: "agent:a bob triage"}, {Kind: gateway.StopTenant},
+	} {
+		r := replica(t, s, &gatewaytest.Facts{})
+		if stop.Tenant = "acme"; r.Remembers(child) {
+			t.Fatalf("before %s", stop.Kind)
+		}
+		if err := r.Stop(t.Context(), stop); err != nil {
+			t.Fatal(err)
+		}
+		if !r.Remembers(child) {
+			t.Errorf("the stop %s %s leaves what hangs on such a task", stop.Kind, stop.Name)
+		}
+		if _, err := r.Lift(t.Context(), "acme", stop.Kind, stop.Name); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 func TestADisabledOwnersTasksDoNotRun(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, start func(testing.TB) *redistest.Server) {
 		s, facts := start(t), &gatewaytest.Facts{}

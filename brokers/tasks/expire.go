@@ -127,7 +127,7 @@ func (r *Tasks) sweepStops(ctx context.Context, tenant string) error {
 // whatever another replica with an older config starts.
 func (r *Tasks) sweepDisabled(ctx context.Context) bool {
 	for _, tenant := range r.Store.Tenants() {
-		err := r.endAll(ctx, tenant, func(t *gateway.Task) bool { return r.disabled[gateway.HumanName(t.Owner)] },
+		err := r.endAll(ctx, tenant, r.disowned,
 			gateway.Ending{As: gateway.TaskRevoked, By: "stop", Why: ownerDisabled})
 		if err != nil {
 			return false

@@ -53,7 +53,7 @@ func (w interner) task(text []byte) (gateway.Task, error) {
 		if a.Ancestor.Scope, err = w.scope(a.Scope); err != nil {
 			return gateway.Task{}, err
 		}
-		w.share(&a.Kind, &a.Principal, &a.ID)
+		w.share(&a.Kind, &a.Principal, &a.ID, &a.Owner, &a.OnBehalfOf)
 		t.Ancestors = append(t.Ancestors, a.Ancestor)
 	}
 	w.share(&t.Tenant, &t.Kind, &t.Owner, &t.OnBehalfOf, &t.Principal, &t.StartedBy, &t.Parent, (*string)(&t.State))

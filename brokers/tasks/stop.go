@@ -43,7 +43,7 @@ func stopName(kind gateway.StopKind, name string) string {
 		return gateway.HumanName(name)
 	case gateway.StopStanding:
 		if w, ok := words(name); ok && len(w) == 3 {
-			return hashed(w[0], gateway.HumanName(w[1]), w[2])
+			return standingFor(w[0], w[1], w[2])
 		}
 	}
 	return name
@@ -87,33 +87,28 @@ func words(name string) (all []string, ok bool) {
 	return all, true
 }
 
-// stopsAbout are the stops that would be about a task.
+// stopsAbout are the stops that would be about a task or one above it: what hangs
+// on a stopped task stops with it, not a sweep later.
 func stopsAbout(t *gateway.Task) []gateway.Stop {
-	all := []gateway.Stop{{Kind: gateway.StopTenant}, {Kind: gateway.StopPrincipal, Name: t.Principal}, {Kind: gateway.StopOwner, Name: gateway.HumanName(t.Owner)}}
-	if human := gateway.HumanName(t.OnBehalfOf); human != "" {
-		all = append(all, gateway.Stop{Kind: gateway.StopHuman, Name: human})
-	}
-	// What was stopped as a standing task is not started as a declared one instead.
-	if t.Implicit {
-		all = append(all, gateway.Stop{Kind: gateway.StopStanding, Name: standingOf(*t)})
-	} else if t.Own {
-		all = append(all, gateway.Stop{Kind: gateway.StopStanding, Name: hashed(t.Principal, gateway.HumanName(t.OwnFor), t.Kind)})
-	}
-	// Nor does whoever is stopped go on by what it started for others.
-	starters := []string{t.StartedBy}
-	for _, a := range t.Ancestors {
-		starters = append(starters, a.StartedBy)
-	}
-	for _, who := range starters {
-		if who != "" && !strings.HasPrefix(who, "operator:") && who != t.Principal {
-			all = append(all, gateway.Stop{Kind: gateway.StopPrincipal, Name: who})
-		}
-	}
+	all := []gateway.Stop{{Kind: gateway.StopTenant}}
 	for _, other := range t.Principals {
 		all = append(all, gateway.Stop{Kind: gateway.StopPrincipal, Name: other})
 	}
-	for _, a := range t.Ancestors {
-		all = append(all, gateway.Stop{Kind: gateway.StopPrincipal, Name: a.Principal})
+	for _, a := range append([]gateway.Ancestor{t.Ancestor()}, t.Ancestors...) {
+		all = append(all, gateway.Stop{Kind: gateway.StopPrincipal, Name: a.Principal}, gateway.Stop{Kind: gateway.StopOwner, Name: gateway.HumanName(a.Owner)})
+		// Nor does whoever is stopped go on by what it started for others.
+		if who := a.StartedBy; who != "" && who != a.Principal && !strings.HasPrefix(who, "operator:") {
+			all = append(all, gateway.Stop{Kind: gateway.StopPrincipal, Name: who})
+		}
+		if human := gateway.HumanName(a.OnBehalfOf); human != "" {
+			all = append(all, gateway.Stop{Kind: gateway.StopHuman, Name: human})
+		}
+		// What was stopped as a standing task is not started as a declared one instead.
+		if a.Implicit {
+			all = append(all, gateway.Stop{Kind: gateway.StopStanding, Name: standingFor(a.Principal, a.OnBehalfOf, a.Kind)})
+		} else if a.Own {
+			all = append(all, gateway.Stop{Kind: gateway.StopStanding, Name: standingFor(a.Principal, a.OwnFor, a.Kind)})
+		}
 	}
 	return all
 }
@@ -156,7 +151,13 @@ func (r *Tasks) stopped(t *gateway.Task) bool {
 		return false
 	}
 	_, ok := set.Load().about(t)
-	return ok || len(r.disabled) > 0 && r.disabled[gateway.HumanName(t.Owner)]
+	return ok || r.disowned(t)
+}
+
+// disowned reports whether a task's owner, or that of one above it, is disabled.
+func (r *Tasks) disowned(t *gateway.Task) bool {
+	return len(r.disabled) > 0 && (r.disabled[gateway.HumanName(t.Owner)] ||
+		slices.ContainsFunc(t.Ancestors, func(a gateway.Ancestor) bool { return r.disabled[gateway.HumanName(a.Owner)] }))
 }
 
 func (r *Tasks) whyStopped(t *gateway.Task) string {
