@@ -1,8 +1,10 @@
 package gateway
 
 import (
+	"cmp"
 	"context"
 	"crypto/subtle"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -90,18 +92,18 @@ func binding(p Principal, cred Credential) string {
 }
 
 func (g *Gateway) sameSession(ctx context.Context, p Principal, cred Credential) error {
-	owner, err := g.Sessions.Owner(ctx, cred.Session)
+	s, err := g.Sessions.Session(ctx, cred.Session)
 	if err != nil {
 		return fmt.Errorf("session: %w", err)
 	}
-	if subtle.ConstantTimeCompare([]byte(owner), []byte(binding(p, cred))) != 1 {
+	if subtle.ConstantTimeCompare([]byte(s.Binding), []byte(binding(p, cred))) != 1 {
 		return fmt.Errorf("another's session: %w", ErrNotFound)
 	}
 	return nil
 }
 
 // OpenSession binds a new legacy session to the credential's principal and task.
-func (g *Gateway) OpenSession(ctx context.Context, cred Credential, session string) error {
+func (g *Gateway) OpenSession(ctx context.Context, cred Credential, session, protocol string, caps json.RawMessage) error {
 	cred.Session = ""
 	p, err := g.Identify(ctx, cred)
 	if err != nil {
@@ -114,7 +116,7 @@ func (g *Gateway) OpenSession(ctx context.Context, cred Credential, session stri
 	if err != nil {
 		return err
 	}
-	if err := g.Sessions.Open(ctx, session, binding(p, cred), t.Tenant, t.ID); err != nil {
+	if err := g.Sessions.Open(ctx, session, Session{Binding: binding(p, cred), Tenant: t.Tenant, Task: t.ID, Protocol: protocol, Caps: caps}); err != nil {
 		return refuse(Internal, fmt.Errorf("open session: %w", err))
 	}
 	return nil
@@ -152,7 +154,7 @@ func (g *Gateway) running(ctx context.Context, p *Principal, cred Credential) (T
 		return Task{}, refuse(NoTask, errors.New("the request names another task than the token"))
 	}
 	if id == "" {
-		t, err := g.standing(ctx, *p)
+		t, err := g.standing(ctx, *p, cred.Source)
 		if err != nil {
 			return Task{}, err
 		}
@@ -166,11 +168,27 @@ func (g *Gateway) running(ctx context.Context, p *Principal, cred Credential) (T
 		err = g.Tasks.Bind(ctx, t, p.ID, p.OnBehalfOf)
 	}
 	if err != nil {
-		return Task{}, g.noTask(*p, err)
+		return Task{}, g.noTask(*p, g.whyOver(ctx, *p, id, err))
 	}
 	p.Chain = t.chain(*p)
 	return t, nil
 }
+
+// whyOver says of a task that runs no longer, to those who acted on it, that a
+// stop ended it: whoever started them could start no other.
+func (g *Gateway) whyOver(ctx context.Context, p Principal, id string, err error) error {
+	if !errors.Is(err, ErrNoTask) || errors.Is(err, ErrStopped) {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, g.GiveBack)
+	defer cancel()
+	if t, bad := g.Tasks.Get(ctx, p.Tenant, id); bad == nil && cmp.Or(t.Outcome, t.State) == TaskRevoked && g.mayActOn(p, t) == nil {
+		return fmt.Errorf("%w: %w", errRevoked, err)
+	}
+	return err
+}
+
+var errRevoked = errors.New("a stop ended it")
 
 // mayActOn reports why a running task is not this caller's to act on.
 func (g *Gateway) mayActOn(p Principal, t Task) error {
@@ -201,10 +219,12 @@ func (g *Gateway) noTask(p Principal, err error) error {
 		return r.say("this workload is on another task, and cannot turn to a second one by itself; end the first, or use a token for the second")
 	case errors.Is(err, ErrStopped):
 		return r.say("an operator stopped this; ask them to lift the stop")
+	case errors.Is(err, errRevoked):
+		return r.say("an operator stopped this task; it stays ended, and another can start only once the stop is lifted")
 	case errors.Is(err, errUnbound):
 		return r.say("a task of this kind takes only a credential that is bound to a key of its holder (DPoP or mutual TLS)")
 	case errors.Is(err, ErrStale):
-		return refuse(Internal, err).say("it cannot be confirmed right now that the task is still running, so nothing was done; try again in a moment")
+		return refuse(Internal, err).say(sayStale)
 	case errors.Is(err, ErrNoTask):
 		return r
 	}
@@ -212,6 +232,38 @@ func (g *Gateway) noTask(p Principal, err error) error {
 		return r
 	}
 	return refuse(Internal, fmt.Errorf("find task: %w", err))
+}
+
+const sayStale = "it cannot be confirmed right now that the task is still running, so nothing was done; try again in a moment"
+
+// tried is the task that a caller named, or whose token it has, and was kept from,
+// as far as it is known: who goes on trying after the end stands on that task's
+// record. Whoever asks has been through limit, so a caller cannot make us read at
+// will; nothing is read where the last read could not be confirmed. A task that is
+// another workload's is none.
+func (g *Gateway) tried(ctx context.Context, p *Principal, cred Credential, why error) *Task {
+	id := cmp.Or(p.Task, cred.Task)
+	stale := errors.Is(why, ErrStale)
+	if id == "" || !stale && CodeOf(why) != NoTask {
+		return nil
+	}
+	var t Task
+	if stale {
+		t, _ = g.Tasks.Running(ctx, p.Tenant, id)
+		t.State = "" // that is what is not known
+	} else {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), g.GiveBack)
+		defer cancel()
+		t, _ = g.Tasks.Get(ctx, p.Tenant, id)
+	}
+	switch {
+	case t.ID != "" && t.Acts(p.ID):
+		p.Chain = t.chain(*p)
+		return &t
+	case t.ID == "" && p.Task != "": // it was vouched for when the token was made
+		return &Task{ID: p.Task, Tenant: p.Tenant, Principal: p.ID, Owner: p.Owner, OnBehalfOf: p.OnBehalfOf}
+	}
+	return nil
 }
 
 // chain is who delegated to p on this task, outermost first. A task token's own
@@ -296,26 +348,32 @@ type wider struct {
 	scope *authz.Scope
 }
 
-// untilEnded returns a context that ends with the task.
+// untilEnded returns a context that ends with the task, or when nobody can say any
+// more whether the task has ended.
 func (g *Gateway) untilEnded(ctx context.Context, t Task) (context.Context, func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
-	ended, done := g.Tasks.Ended(t.Tenant, t.ID), make(chan struct{})
+	ended, blind, done := g.Tasks.Ended(t.Tenant, t.ID), g.Tasks.Blind(), make(chan struct{})
 	go func() {
 		select {
 		case <-ended:
 			g.found(t)
 			cancel(errTaskEnded)
+		case <-blind:
+			cancel(errUnconfirmed)
 		case <-done:
 		}
 	}()
 	return ctx, func() { close(done); cancel(nil) }
 }
 
-var errTaskEnded = fmt.Errorf("%w: it ended while the call was under way", ErrNoTask)
+var (
+	errTaskEnded   = fmt.Errorf("%w: it ended while the call was under way", ErrNoTask)
+	errUnconfirmed = fmt.Errorf("%w: not for a second, while the call was under way", ErrStale)
+)
 
-// Tools lists what the task may be granted, sorted by alias, and what the
-// gateway itself offers to it.
-func (g *Gateway) Tools(ctx context.Context, cred Credential, ref CallRef) ([]Tool, error) {
+// List returns what of one sort the task may be granted, sorted by alias, and what
+// tools the gateway itself offers to it.
+func (g *Gateway) List(ctx context.Context, cred Credential, s Sort, ref CallRef) ([]Tool, error) {
 	p, err := g.Identify(ctx, cred)
 	if err != nil {
 		return nil, err
@@ -327,18 +385,22 @@ func (g *Gateway) Tools(ctx context.Context, cred Credential, ref CallRef) ([]To
 	if err != nil {
 		return nil, err
 	}
-	all := g.Servers.Tools(p.Tenant)
+	all := g.Servers.Offered(p.Tenant, s)
 	seen := make([]Tool, 0, len(all)+2)
 	for _, tool := range all {
-		if g.ask(t, g.question(p, t, tool.ID(), authz.List, nil)).Verdict != authz.Deny {
+		if g.visible(p, t, tool).Verdict != authz.Deny {
 			seen = append(seen, tool)
 		}
 	}
-	shown := len(seen)
-	seen = append(seen, g.offers(p, t)...)
 	ref.Source = cred.Source
-	if err := g.Recorder.Record(ctx, listFact(p, t, ref, shown, len(all))); err != nil {
+	if err := g.Recorder.Record(ctx, listFact(p, t, s, ref, len(seen), len(all))); err != nil {
 		return nil, refuse(Internal, fmt.Errorf("record: %w", err))
 	}
-	return seen, nil
+	if s != SortTool {
+		return seen, nil
+	}
+	if g.Search {
+		seen = nil // agents find them by searching
+	}
+	return append(seen, g.offers(p, t)...), nil
 }

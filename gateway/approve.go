@@ -25,7 +25,7 @@ func (g *Gateway) approve(ctx context.Context, c *life) (*Grant, error) {
 	if err != nil {
 		return nil, err
 	}
-	if r.State == ApprovalPending {
+	if r.State == ApprovalPending && !c.Later {
 		if r, err = g.waitForHumans(ctx, c, r); err != nil {
 			return nil, err
 		}
@@ -100,7 +100,7 @@ func (g *Gateway) waitForHumans(ctx context.Context, c *life, r ApprovalRequest)
 	const notice = 5 * time.Second
 	wait, cancel := context.WithTimeout(ctx, g.Hold)
 	defer cancel()
-	if id := r.ID; c.Stream != nil {
+	if id := r.ID; c.Stream != nil && c.Args.progress {
 		go func() {
 			tick := time.NewTicker(notice)
 			defer tick.Stop()
@@ -121,6 +121,8 @@ func (g *Gateway) waitForHumans(ctx context.Context, c *life, r ApprovalRequest)
 	switch {
 	case errors.Is(context.Cause(ctx), errTaskEnded):
 		return r, refuse(NoTask, errTaskEnded)
+	case errors.Is(context.Cause(ctx), errUnconfirmed):
+		return r, refuse(Internal, errUnconfirmed) // the request stays
 	case ctx.Err() != nil:
 		return r, refuse(Cancelled, ctx.Err()) // the request stays: the agent may come back
 	case err != nil && wait.Err() == nil:
@@ -156,7 +158,10 @@ func (c *life) takeApproved(r ApprovalRequest) error {
 	if err != nil || digest != r.Digest || sha(r.Args) != r.ArgsDigest || r.ArgsCanon != c.Args.canonDigest {
 		return refuse(Internal, errors.New("the stored request is not the one that was approved"))
 	}
-	c.Args.raw, c.Args.rawDigest, c.Args.meta = r.Args, r.ArgsDigest, r.Meta
+	if err := c.Args.asShown(r.Args); err != nil {
+		return refuse(Internal, err)
+	}
+	c.Args.rawDigest, c.Args.meta = r.ArgsDigest, r.Meta
 	return nil
 }
 

@@ -202,7 +202,7 @@ func TestAfterApprovalEverythingIsAskedAgain(t *testing.T) {
 		}, "", gateway.ApprovalConsumed},
 		{"no credential", func(h *gatewaytest.House) { h.Leases.Err = errors.New("sealed") }, gateway.NoCredential, gateway.ApprovalGranted},
 		{"task ended", func(h *gatewaytest.House) {
-			if _, err := h.TaskEnd(context.Background(), h.Operators.Op("bob"), "acme", "task-a"); err != nil {
+			if _, err := h.TaskEnd(context.Background(), h.Operators.Op("alice"), "acme", "task-a"); err != nil {
 				panic(err)
 			}
 		}, gateway.NoTask, gateway.ApprovalCancelled},
@@ -356,7 +356,7 @@ func TestTaskEndEndsTheWait(t *testing.T) {
 	h := gatewaytest.New(t, patient)
 	end := call(t, h, "files__write", `{}`)
 	r := asked(t, h, "acme")
-	if _, err := h.TaskEnd(t.Context(), h.Operators.Op("bob"), "acme", "task-a"); err != nil {
+	if _, err := h.TaskEnd(t.Context(), h.Operators.Op("alice"), "acme", "task-a"); err != nil {
 		t.Fatal(err)
 	}
 	if err := <-end; gateway.CodeOf(err) != gateway.NoTask {

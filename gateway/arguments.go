@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -22,8 +23,15 @@ type arguments struct {
 	trace       trace           // passed on, and bound to nothing: it differs from repeat to repeat
 	rawDigest   string
 	canonDigest string
+	bare        string // canonDigest of the arguments alone, without answers
 	target      string // the object touched, where the server's config names its argument
 	undeclared  string // a property the schema does not declare, or empty
+	progress    bool   // the agent wants to hear how far it is
+
+	// Of a call that answers what its server asked: the answers, which are decided
+	// on, bound and shown with the arguments, and the server's own state.
+	answers json.RawMessage
+	state   state
 }
 
 const maxDepth = 64
@@ -58,11 +66,27 @@ func readArguments(in Call, t Tool, shapeOf func(Tool) *shape) (arguments, error
 	if err := canon.Canonicalize(); err != nil {
 		return arguments{}, badArguments("arguments cannot be read: not JSON")
 	}
-	meta, trace, err := readMeta(in.Meta, t.Meta)
+	meta, trace, progress, err := readMeta(in.Meta, t.Meta)
 	if err != nil {
 		return arguments{}, err
 	}
-	return arguments{raw: raw, meta: meta, trace: trace, rawDigest: sha(raw), canonDigest: sha(canon), undeclared: r.undeclared, target: target(raw, t.Target)}, nil
+	return arguments{progress: progress, raw: raw, meta: meta, trace: trace, rawDigest: sha(raw), canonDigest: sha(canon), bare: sha(canon), undeclared: r.undeclared, target: target(raw, t.Target)}, nil
+}
+
+// read reads a call's arguments and answers for what it is about.
+func (g *Gateway) read(c *life) (arguments, error) {
+	in, touched := c.input()
+	a, err := readArguments(in, c.Tool, g.shapeOf)
+	if err == nil {
+		err = c.checkShape(a.raw)
+	}
+	if err != nil {
+		return arguments{}, err
+	}
+	a.target = cmp.Or(touched, a.target)
+	c.Args = a // what a state is bound to
+	err = g.readAnswers(c, &a)
+	return a, err
 }
 
 // target is the value of the top-level argument that says what is touched. An
@@ -185,10 +209,9 @@ func fold(s string) string {
 }
 
 // clip keeps what a caller chose to a length that a record can hold.
-func clip(s string) string {
-	const most = 128
-	return strings.ToValidUTF8(s[:min(len(s), most)], "")
-}
+func clip(s string) string { return clipTo(s, 128) }
+
+func clipTo(s string, most int) string { return strings.ToValidUTF8(s[:min(len(s), most)], "") }
 
 func quoteName(s string) string {
 	const most = 64
@@ -257,15 +280,15 @@ func (t trace) id() string {
 // readMeta keeps the agent's _meta keys that the server's config names, and
 // trace context; the progress token is the edge's. Nothing of ours passes: we
 // say such things ourselves.
-func readMeta(meta json.RawMessage, allowed []string) (json.RawMessage, trace, error) {
-	var t trace
+func readMeta(meta json.RawMessage, allowed []string) (_ json.RawMessage, t trace, progress bool, err error) {
 	if len(meta) == 0 {
-		return nil, t, nil
+		return nil, t, false, nil
 	}
 	var all map[string]json.RawMessage
 	if err := json.Unmarshal(meta, &all); err != nil {
-		return nil, t, badArguments("_meta must be a JSON object")
+		return nil, t, false, badArguments("_meta must be a JSON object")
 	}
+	_, progress = all["progressToken"]
 	var parent, state string
 	if json.Unmarshal(all["traceparent"], &parent) == nil && traceParent.MatchString(parent) {
 		t.parent = parent
@@ -277,16 +300,16 @@ func readMeta(meta json.RawMessage, allowed []string) (json.RawMessage, trace, e
 	for k, v := range all {
 		if slices.Contains(allowed, k) && !strings.HasPrefix(k, "io.toolbroker/") {
 			if err := (&reader{dec: jsontext.NewDecoder(bytes.NewReader(v))}).value(nil, 0); err != nil {
-				return nil, t, err
+				return nil, t, false, err
 			}
 			kept[k] = v
 		}
 	}
 	if len(kept) == 0 {
-		return nil, t, nil
+		return nil, t, progress, nil
 	}
 	out, err := json.Marshal(kept)
-	return out, t, err
+	return out, t, progress, err
 }
 
 // outgoing is the _meta that goes to the server: what is bound, and the trace.
@@ -355,7 +378,11 @@ func (s *shape) item() *shape {
 
 // shapeOf returns the shape of a tool's schema, remembered by its definition.
 func (g *Gateway) shapeOf(t Tool) *shape {
-	if s, ok := g.shapes.Load(t.Hash); ok {
+	key := t.Hash
+	if t.Sort != "" && t.Sort != SortTool { // whose schemas are ours, and few
+		key = string(t.Schema)
+	}
+	if s, ok := g.shapes.Load(key); ok {
 		return s.(*shape)
 	}
 	var root any
@@ -363,7 +390,7 @@ func (g *Gateway) shapeOf(t Tool) *shape {
 		return nil
 	}
 	s := readShape(root, root, 0)
-	g.shapes.Store(t.Hash, s)
+	g.shapes.Store(key, s)
 	return s
 }
 

@@ -180,7 +180,10 @@ func TestSecretNeverReturns(t *testing.T) {
 	}
 }
 
-type frames struct{ all []json.RawMessage }
+type frames struct {
+	gatewaytest.Unasked
+	all []json.RawMessage
+}
 
 func (f *frames) Notify(_ context.Context, _ string, params json.RawMessage) error {
 	f.all = append(f.all, params)

@@ -2,10 +2,13 @@ package gateway
 
 import (
 	"bytes"
+	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"toolbroker/authz"
@@ -26,17 +29,27 @@ type life struct {
 	Request   *ApprovalRequest // what was asked of operators, if anything was
 	Grant     *Grant           // what they granted, reserved for this call
 	Lease     Lease
-	Sent      time.Time // when it left for the server; zero while nothing did
+	Sent      time.Time    // when it left for the server; zero while nothing did
+	asked     atomic.Int32 // by the server
+	kept      bool         // it is carried out for a handle
 }
 
-// Handle takes one tools/call from the door to its end. Its error is always a
+// Handle takes one request for a server from the door to its end. Its error is always a
 // [*Refusal]. It holds a call that needs approval for at most Config.Hold.
 //
 // Order is safety here: each line may rely on every line above it, and a retry
 // walks the whole line again.
 func (g *Gateway) Handle(ctx context.Context, in Call, s Stream) (Result, error) {
+	in.Method = cmp.Or(in.Method, MethodCall)
 	c := &life{Call: in, ID: newID("call"), Stream: s}
 	result, err := g.carry(ctx, c)
+	if r, ok := errors.AsType[*Refusal](err); ok && r.Code == PendingApproval {
+		if in.Later {
+			result, err = g.keepHeld(ctx, c)
+		} else {
+			r.State = g.sendToHuman(c)
+		}
+	}
 	if err != nil {
 		return Result{}, g.refused(ctx, c, err)
 	}
@@ -59,6 +72,9 @@ func (g *Gateway) carry(ctx context.Context, c *life) (_ Result, err error) {
 	defer stop()
 
 	// What is it? Whatever this task may not see answers like what is not there.
+	if err = g.unwrap(c); err != nil {
+		return Result{}, err
+	}
 	if c.Tool, err = g.resolve(c); err != nil {
 		return Result{}, err
 	}
@@ -67,7 +83,7 @@ func (g *Gateway) carry(ctx context.Context, c *life) (_ Result, err error) {
 			return Result{}, err
 		}
 	}
-	if c.Args, err = readArguments(c.Call, c.Tool, g.shapeOf); err != nil {
+	if c.Args, err = g.read(c); err != nil {
 		return Result{}, err
 	}
 	if err = c.keepsItsToken(); err != nil {
@@ -80,6 +96,11 @@ func (g *Gateway) carry(ctx context.Context, c *life) (_ Result, err error) {
 	}
 	if err = g.recordDecision(ctx, c); err != nil {
 		return Result{}, err
+	}
+	if c.Method == MethodSubscribe { // whether it may; Follow does it
+		c.Sent = g.now()
+		yes := Result{Raw: json.RawMessage("{}")}
+		return yes, g.recordOutcome(ctx, c, yes, 0)
 	}
 	defer g.giveBack(ctx, c)
 
@@ -107,32 +128,18 @@ func (g *Gateway) carry(ctx context.Context, c *life) (_ Result, err error) {
 	return g.forward(ctx, c)
 }
 
-// resolve finds the tool, if this task may see it. What it returns beside a
-// refusal is for the record; the agent reads the same words for both.
-func (g *Gateway) resolve(c *life) (Tool, error) {
-	if t, ok := g.offer(c); ok {
-		return t, nil
-	}
-	t, ok := g.Servers.Resolve(c.Principal.Tenant, c.Name)
-	if !ok {
-		return Tool{Server: audit.Unknown, Name: clip(c.Name)}, refuse(UnknownTool, errors.New("no tool of that name"))
-	}
-	d := g.ask(c.Task, g.question(c.Principal, c.Task, t.ID(), authz.List, nil))
-	if d.Verdict == authz.Deny {
-		c.Decision = d
-		return t, refuse(UnknownTool, errors.New("hidden from this task"))
-	}
-	return t, nil
-}
-
 // decide asks the policy and every scope about these arguments, now.
 func (g *Gateway) decide(c *life) (authz.Decision, error) {
 	if c.Tool.ours != nil {
 		return c.Tool.ours.decide(g, c)
 	}
-	d := g.ask(c.Task, g.question(c.Principal, c.Task, c.Tool.ID(), authz.Call, c.Args.raw))
+	d := g.ask(c.Task, g.question(c.Principal, c.Task, c.Tool.ID(), c.way().action, c.Args.raw))
 	if d.Verdict == authz.Deny {
 		return d, refuse(Denied, nil)
+	}
+	if d.Verdict == authz.Approve && c.Method == MethodSubscribe {
+		return d, refuse(Denied, errors.New("a subscription cannot wait for a human")).
+			say("following this resource needs human approval, which a subscription cannot wait for")
 	}
 	// What no schema declares could mean to the server what no condition and no
 	// operator reads.
@@ -173,15 +180,19 @@ func (g *Gateway) stillThere(c *life, id, hash string) bool {
 	if c.Tool.ours != nil {
 		return id == c.Tool.ID() && hash == c.Tool.Hash
 	}
-	t, ok := g.Servers.Resolve(c.Principal.Tenant, c.Name)
+	t, ok := g.Servers.Resolve(c.Principal.Tenant, c.way().sort, c.Name)
 	return ok && t.ID() == id && t.Hash == hash
 }
 
 // keepsItsToken refuses a call that would send the caller's own credential: no tool
 // gets that, whoever asked the agent to send it.
 func (c *life) keepsItsToken() error {
+	return c.keeps(c.Args.raw, c.Args.outgoing(), c.Args.answers)
+}
+
+func (c *life) keeps(texts ...json.RawMessage) error {
 	own := []Secret{c.Credential.Bearer}
-	for _, text := range [][]byte{c.Args.raw, c.Args.outgoing()} {
+	for _, text := range texts {
 		switch {
 		case len(text) < len(c.Credential.Bearer.value):
 			continue
@@ -223,15 +234,15 @@ func (g *Gateway) forward(ctx context.Context, c *life) (Result, error) {
 	if c.Tool.ours != nil {
 		return g.serve(ctx, c)
 	}
-	result, err := g.Servers.Forward(ctx, Forward{
-		CallID: c.ID, Tool: c.Tool, Args: c.Args.raw, Meta: c.Args.outgoing(), Progress: c.Stream != nil,
-		Principal: c.Principal, Task: c.Task, Session: c.Credential.Session, Lease: c.Lease,
-	}, meshStream{c.Stream, g.mesh})
+	result, err := g.converse(ctx, c)
 	if err != nil {
 		return Result{}, g.recordFailure(ctx, c, err)
 	}
 	result, blanked, err := g.mesh.result(result)
 	if err != nil {
+		return Result{}, g.recordFailure(ctx, c, err)
+	}
+	if result, err = g.finish(ctx, c, result); err != nil {
 		return Result{}, g.recordFailure(ctx, c, err)
 	}
 	if err := g.recordOutcome(ctx, c, result, blanked); err != nil {
@@ -275,10 +286,12 @@ func (g *Gateway) refused(ctx context.Context, c *life, err error) *Refusal {
 	if r.recorded || r.Code == Unidentified || r.Code == TooMany {
 		return r // on record already, or counted
 	}
-	f := c.fact(audit.CallDenied)
+	f := g.deniedFact(ctx, c, r)
 	switch {
 	case r.Code == PendingApproval:
 		return r // tool.call.held and approval.requested said it
+	case r.Code == Internal && errors.Is(err, errUnconfirmed): // whatever was waiting when that was so
+		r.Say = sayStale
 	case ctx.Err() != nil && c.Sent.IsZero():
 		r.Code, f.Type = Cancelled, audit.CallCancelled
 	case r.Code == Internal && errors.Is(err, errTaskEnded): // whatever was waiting when it did

@@ -166,6 +166,34 @@ func TestTaskEndCancelsCall(t *testing.T) {
 	}
 }
 
+// A call that runs while nobody can say any more whether its task has ended is
+// cancelled, and said to be in doubt.
+func TestBlindnessCancelsCall(t *testing.T) {
+	for _, row := range []struct {
+		err     error
+		inDoubt bool
+		detail  string
+	}{
+		{context.Canceled, true, "it cannot be confirmed that the task is running, and the call was cancelled; it may have run"},
+		{gateway.ErrNotSent, false, "it cannot be confirmed that the task is running; nothing reached the server"},
+	} {
+		h := gatewaytest.New(t)
+		h.Servers.Answer = func(ctx context.Context, _ gateway.Forward, _ gateway.Stream) (gateway.Result, error) {
+			h.Tasks.GoBlind()
+			<-ctx.Done()
+			return gateway.Result{}, row.err
+		}
+		_, err := h.Call(t.Context(), "files__slow", `{}`)
+		if r, ok := errors.AsType[*gateway.Refusal](err); !ok || r.Code != gateway.Internal || r.InDoubt != row.inDoubt {
+			t.Errorf("%+v", err)
+		}
+		lines := h.Lines()
+		if e := lines[len(lines)-1]; e.Type != audit.CallCancelled || e.Detail != row.detail {
+			t.Errorf("%s: %s", e.Type, e.Detail)
+		}
+	}
+}
+
 // An agent that goes away is recorded; what it may have caused is said.
 func TestAgentGoesAway(t *testing.T) {
 	h := gatewaytest.New(t)
@@ -297,7 +325,7 @@ func TestTenantDay(t *testing.T) {
 func TestList(t *testing.T) {
 	h := gatewaytest.New(t)
 	for bearer, want := range map[string]string{"a": "files__pay files__read files__slow files__write toolbroker__delegate toolbroker__request_access", "b": "files__read"} {
-		tools, err := h.Tools(t.Context(), gateway.Credential{Bearer: gateway.NewSecret(bearer)}, gateway.CallRef{})
+		tools, err := h.List(t.Context(), gateway.Credential{Bearer: gateway.NewSecret(bearer)}, gateway.SortTool, gateway.CallRef{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -315,7 +343,7 @@ func TestList(t *testing.T) {
 func TestSessionIsBound(t *testing.T) {
 	h := gatewaytest.New(t)
 	a, b := gateway.NewSecret("a"), gateway.NewSecret("b")
-	if err := h.OpenSession(t.Context(), gateway.Credential{Bearer: a}, "s1"); err != nil {
+	if err := h.OpenSession(t.Context(), gateway.Credential{Bearer: a}, "s1", "", nil); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := h.Identify(t.Context(), gateway.Credential{Bearer: a, Session: "s1"}); err != nil {

@@ -45,10 +45,12 @@ func (g *Gateway) newRequest(c *life) (ApprovalRequest, error) {
 		TaskID: t.ID, TaskKind: t.Kind, TaskOwner: t.Owner, TaskFor: t.OnBehalfOf, StartedBy: t.StartedBy, Purpose: t.Purpose,
 		Asserted: t.Claims.asserted(), Implicit: t.Implicit, Approvers: t.Approvers,
 		Server: c.Tool.Server, Tool: c.Tool.Name, Alias: c.Tool.Alias, Definition: c.Tool.Hash,
-		Args: c.Args.raw, ArgsDigest: c.Args.rawDigest, ArgsCanon: c.Args.canonDigest, Meta: c.Args.meta,
+		Args: c.Args.shown(), ArgsDigest: c.Args.rawDigest, ArgsCanon: c.Args.canonDigest, Meta: c.Args.meta,
 		Need: c.Decision.Need, Rules: c.Decision.Rules, Class: c.Tool.Class, Revision: c.Decision.Revision,
-		Created: now, Expires: now.Add(g.ApprovalTTL), State: ApprovalPending, FourEyes: g.fourEyes(p, t),
+		Method: methodOf(c), Created: now, Expires: now.Add(g.ApprovalTTL), State: ApprovalPending, FourEyes: g.fourEyes(p, t),
 	}
+	was := t.Shown()
+	r.Was = &was
 	if r.Expires.After(t.Expires) {
 		r.Expires = t.Expires.UTC()
 	}
@@ -58,6 +60,9 @@ func (g *Gateway) newRequest(c *life) (ApprovalRequest, error) {
 	refused := []string{r.ArgsCanon}
 	if c.Tool.ours != nil {
 		r.Kind, refused = c.Tool.ours.asks(c)
+	}
+	if c.Args.answers != nil && c.Args.state.Inner != nil {
+		r.Answers = sha([]byte(*c.Args.state.Inner))
 	}
 	var err error
 	for _, what := range refused {
@@ -78,10 +83,18 @@ func (g *Gateway) newRequest(c *life) (ApprovalRequest, error) {
 
 // fingerprint names the call: identical repeats attach to one request by it.
 func fingerprint(r ApprovalRequest) (string, error) {
-	return digestOf("toolbroker-call-v1", map[string]any{
+	of := map[string]any{
 		"tenant": r.Tenant, "principal": r.Principal, "on_behalf_of": r.OnBehalfOf, "chain": r.Chain, "task": r.TaskID,
 		"server": r.Server, "tool": r.Tool, "definition": r.Definition, "arguments": r.ArgsCanon, "meta": r.Meta,
-	})
+	}
+	// A resource and a tool may have one name.
+	if r.Method != "" {
+		of["method"] = r.Method
+	}
+	if r.Answers != "" {
+		of["answers"] = r.Answers
+	}
+	return digestOf("toolbroker-call-v1", of)
 }
 
 // denial names the call whatever task it is made on: what a human said no to
@@ -103,4 +116,12 @@ func ApprovalDigest(r ApprovalRequest) (string, error) {
 		"fingerprint": r.Fingerprint, "raw_arguments": r.ArgsDigest, "id": r.ID, "need": need,
 		"class": r.Class, "expires": r.Expires.UTC().UnixMilli(), "revision": r.Revision, "kind": r.Kind, "approvers": orEmpty(r.Approvers),
 	})
+}
+
+// methodOf is what is asked for, where it is not a tool's call.
+func methodOf(c *life) string {
+	if c.Method == MethodCall {
+		return ""
+	}
+	return c.Method
 }

@@ -57,8 +57,11 @@ type Credential struct {
 	Proof   Proof
 	Task    string // the Toolbroker-Task header, or what _meta says; or empty
 	Session string // the MCP session it claims, or empty
-	Source  string // the address it came from, for the record and for counting
+	Source  string // the address it came from, for the record and for counting; or SourceStdio
 }
+
+// SourceStdio is where an agent is that has us for a child.
+const SourceStdio = "stdio"
 
 // A Proof is what shows that a token is its presenter's own.
 type Proof struct {
@@ -257,7 +260,7 @@ const (
 	StopPrincipal StopKind = "principal" // a workload, as Principal.ID names it
 	StopOwner     StopKind = "owner"     // everything an operator is accountable for
 	StopHuman     StopKind = "human"     // everything on behalf of one
-	StopStanding  StopKind = "standing"  // the implicit task of one workload, human and kind: made where one is ended before it expires
+	StopStanding  StopKind = "standing"  // every task of one workload, human and kind, whoever starts it: made where an implicit one is ended before it expires
 )
 
 // A Stop is a standing no.
@@ -279,64 +282,162 @@ type Closing struct {
 	Links     int      `json:"links"`     // downstream sessions and stdio children
 	Sessions  int      `json:"sessions"`  // the agent's own MCP sessions
 	Children  int      `json:"children"`  // tasks
+	Names     Names    `json:"names"`     // of what is counted above
 	Unproven  []string `json:"unproven,omitempty"`
+	Lost      []string `json:"lost,omitempty"` // unproven too, and no longer tried
 }
+
+// Names say what ended with a task, each at most once and of each sort at most 20.
+type Names struct {
+	Approvals []string `json:"approvals,omitempty"` // their ids
+	Leases    []string `json:"leases,omitempty"`    // their bindings
+	Links     []string `json:"links,omitempty"`     // their servers
+	Children  []string `json:"children,omitempty"`  // their ids
+}
+
+// mostNames bounds what a closing lists beside its counts.
+const mostNames = 20
 
 // Add puts two closings together.
 func (c Closing) Add(d Closing) Closing {
 	return Closing{
 		Calls: c.Calls + d.Calls, Approvals: c.Approvals + d.Approvals, Leases: c.Leases + d.Leases, Links: c.Links + d.Links,
-		Sessions: c.Sessions + d.Sessions, Children: c.Children + d.Children, Unproven: slices.Concat(c.Unproven, d.Unproven),
+		Sessions: c.Sessions + d.Sessions, Children: c.Children + d.Children, Names: c.Names.add(d.Names),
+		Unproven: once(c.Unproven, d.Unproven), Lost: once(c.Lost, d.Lost),
 	}
 }
 
-// A Tool is one tool of one server as its definition was last seen.
+func (n Names) add(m Names) Names {
+	few := func(a, b []string) []string {
+		all := slices.Concat(a, b)
+		slices.Sort(all)
+		all = slices.Compact(all)
+		return all[:min(len(all), mostNames)]
+	}
+	return Names{few(n.Approvals, m.Approvals), few(n.Leases, m.Leases), few(n.Links, m.Links), few(n.Children, m.Children)}
+}
+
+// once puts two lists together and leaves out what was there already.
+func once(a, b []string) (all []string) {
+	for _, s := range slices.Concat(a, b) {
+		if !slices.Contains(all, s) {
+			all = append(all, s)
+		}
+	}
+	return all
+}
+
+// A Sort is what kind of thing a server offers.
+type Sort string
+
+// What servers offer.
+const (
+	SortTool     Sort = "tool"
+	SortResource Sort = "resource"
+	SortTemplate Sort = "template" // of resources
+	SortPrompt   Sort = "prompt"
+)
+
+// What an agent asks of a server, in MCP's words. Each walks the same line, and
+// each is an action of its own in policy: call, read, get, complete, subscribe.
+const (
+	MethodCall      = "tools/call"
+	MethodRead      = "resources/read"
+	MethodGet       = "prompts/get"
+	MethodComplete  = "completion/complete"
+	MethodSubscribe = "resources/subscribe"
+)
+
+// What a server asks of an agent while it works on a call. Each is an action of
+// its own: elicit, sample, roots.
+const (
+	MethodElicit = "elicitation/create"
+	MethodSample = "sampling/createMessage"
+	MethodRoots  = "roots/list"
+)
+
+// What an agent asks about a task of the MCP tasks extension that a server made.
+const (
+	MethodTaskGet    = "tasks/get"
+	MethodTaskUpdate = "tasks/update"
+	MethodTaskCancel = "tasks/cancel"
+)
+
+// A Tool is one thing of one server (a tool, a resource, a template of resources,
+// a prompt) as its definition was last seen.
 type Tool struct {
+	Sort       Sort            // empty: a tool
 	Server     string          // the server's name in the config
-	Name       string          // the tool's own name there
-	Alias      string          // the name agents see; unique within a tenant
+	Name       string          // its own name there; of a resource its URI, of a template its URI template
+	Alias      string          // the name agents see; unique within a tenant and sort
 	Definition json.RawMessage // the definition's bytes, with Name replaced by Alias
-	Schema     json.RawMessage // its inputSchema
+	Schema     json.RawMessage // a tool's inputSchema; of others nil
 	Hash       string          // "sha256:<hex>" of the canonical definition, under its own name
 	Check      func(args json.RawMessage) error
-	Meta       []string // _meta keys of the agent's that this server's config lets through
-	Kind       string   // "http" or "stdio"
-	Addr       string   // where it is, for the record; never with credentials
-	Class      string   // class of the credential its server needs; empty when none
-	Target     string   // argument that names the object touched, from the config; empty when none does
+	Promise    func(structured json.RawMessage) error // holds structuredContent against the outputSchema; nil without one
+	Meta       []string                               // _meta keys of the agent's that this server's config lets through
+	Kind       string                                 // "http" or "stdio"
+	Addr       string                                 // where it is, for the record; never with credentials
+	Class      string                                 // class of the credential its server needs; empty when none
+	Target     string                                 // argument that names the object touched, from the config; empty when none does
 
 	ours ours // of a tool that the gateway itself offers, and carries out; else nil
 }
 
-// ID is the tool's name in policy: "server/tool".
+// ID is its name in policy: "server/tool", "server/<uri>", "server/prompt".
 func (t Tool) ID() string { return t.Server + "/" + t.Name }
 
-// A Call is one tools/call as it came through the door.
+// A Call is one request for a server as it came through the door.
 type Call struct {
 	Credential Credential
-	Name       string          // the tool as the agent named it
-	Args       json.RawMessage // the agent's bytes; an object
+	Method     string          // one of MethodCall to MethodSubscribe; empty: MethodCall
+	Name       string          // as the agent named it: a tool or prompt, a resource's URI; of a completion, what its ref names
+	Ref        Sort            // of a completion: SortPrompt or SortTemplate
+	Args       json.RawMessage // the agent's bytes, an object: a tool's or prompt's arguments; of a completion {"argument":…,"context":…}
 	Meta       json.RawMessage // the agent's _meta; an object, or nil
 	JSONRPCID  string          // as the agent wrote it
 	Protocol   string          // the MCP revision it speaks
+	Caps       json.RawMessage // the client capabilities that hold for this request, an object; nil for none
+	LogLevel   string          // of the log messages that it wants, in MCP's words; empty: it did not say
+	Answers    json.RawMessage // inputResponses, an object, where it answers what a server asked; else nil
+	State      string          // the requestState that came back with them, or empty
+
+	// Later says that the agent takes a handle for what takes long (the MCP tasks
+	// extension): a call that needs approval is then kept, not held.
+	Later bool
 
 	// Agrees holds what the transport says of the arguments against the tool,
 	// once the caller may see it; its error refuses the call. Nil for nothing.
 	Agrees func(Tool) error
 }
 
-// A Stream is the way back to the agent while its call is running.
+// A Stream is the way back to the agent while its call is running. It is safe for
+// concurrent use.
 type Stream interface {
-	// Notify sends a notification. Its failure means the agent is gone; the
-	// call's context says so too.
+	// Notify sends a notification: notifications/progress or notifications/message.
+	// Its failure means the agent is gone; the call's context says so too.
 	Notify(ctx context.Context, method string, params json.RawMessage) error
+	// Ask puts a server's request to the agent and waits for the answer, a result
+	// or a JSON-RPC error. It is ErrCannotAsk where the agent's era has no such
+	// thing, or it never said that it can answer: nothing was sent then.
+	Ask(ctx context.Context, method string, params json.RawMessage) (Result, error)
 }
+
+// What a result is, in the words of resultType.
+const (
+	ResultComplete = "complete"
+	ResultInput    = "input_required" // the server needs answers first: inputRequests, requestState
+	ResultTask     = "task"           // the server answers later: a handle of the MCP tasks extension
+)
 
 // A Result is what goes back: a tool's result, or a downstream's JSON-RPC
 // error, each with the server's own bytes.
 type Result struct {
-	Raw   json.RawMessage // the result object, when Error is nil
+	Type  string          // what Raw is; empty: ResultComplete
+	Raw   json.RawMessage // the result object, when Error and Handle are nil
 	Error json.RawMessage // the JSON-RPC error object
+
+	Handle *Handle // what to come back for, where Type is ResultTask and the gateway says it; a server's own is in Raw
 }
 
 // Failed reports whether the tool says of itself that it failed.
@@ -351,14 +452,91 @@ func (r Result) Failed() bool {
 // it, never from what the agent sent.
 type Forward struct {
 	CallID    string
+	Method    string // as in Call, or one of MethodTaskGet to MethodTaskCancel; empty: MethodCall
 	Tool      Tool
 	Args      json.RawMessage // the bytes that were decided on
 	Meta      json.RawMessage // an object of the allowed keys, or nil; holds no progress token
+	Caps      json.RawMessage // what the server may ask of the agent, as client capabilities; an object, or nil for nothing
+	LogLevel  string          // of the log messages that the agent wants; empty: it did not say
+	Protocol  string          // the MCP revision that the agent speaks: from 2026-07-28 on it can be asked nothing while a call runs
+	Answers   json.RawMessage // inputResponses, or nil
+	State     string          // the server's own requestState, or empty
+	Remote    string          // for MethodTaskGet to MethodTaskCancel: the server's own task id
 	Progress  bool            // the agent asked for progress
 	Principal Principal
 	Task      Task
 	Session   string // the agent's session, "" without one
 	Lease     Lease
+}
+
+// A Handle is what an agent of the MCP tasks extension comes back for: a call that
+// waits for a human, one that runs, or a task that a server made for a call. All of
+// it but ID, Tenant, Binding, Task, Call and Created moves, and Seq with it.
+type Handle struct {
+	ID      string // 256 random bits, "[a-z0-9]+"; whoever has it must also be who got it
+	Tenant  string
+	Binding string // whose it is: principal, human and task
+	Task    string
+	Call    StoredCall
+
+	Approval string // the request that it waits for, or empty
+	Server   string // of a server's task, with Remote
+	Remote   string // the server's own id
+	Run      string // the call that runs it, or empty
+	RunUntil time.Time
+
+	Status  string // working, input_required, completed, failed, cancelled
+	Message string
+	Result  Result          // of a completed or failed one
+	Wants   json.RawMessage // inputRequests while input_required
+	State   string          // the requestState that goes with them, and back with
+	Answers json.RawMessage // what was answered
+	Poll    time.Duration   // how long the agent should wait between two looks
+	Created time.Time
+	Updated time.Time
+	Expires time.Time
+	Seq     int64
+}
+
+// The states of a handle, in the words of the extension.
+const (
+	HandleWorking   = "working"
+	HandleInput     = "input_required"
+	HandleCompleted = "completed"
+	HandleFailed    = "failed"
+	HandleCancelled = "cancelled"
+)
+
+// Final reports whether nothing can follow.
+func (h Handle) Final() bool {
+	return h.Status == HandleCompleted || h.Status == HandleFailed || h.Status == HandleCancelled
+}
+
+// A StoredCall is a call that is kept for later, without who made it.
+type StoredCall struct {
+	Method   string          `json:"method"`
+	Name     string          `json:"name"`
+	Args     json.RawMessage `json:"args"`
+	Meta     json.RawMessage `json:"meta,omitempty"`
+	Caps     json.RawMessage `json:"caps,omitempty"`
+	Protocol string          `json:"protocol"`
+}
+
+// A Definition is a thing as its server defines it, beside what an admin accepted.
+type Definition struct {
+	Tool     Tool            `json:"-"`
+	Server   string          `json:"server"`
+	Sort     Sort            `json:"sort"`
+	Name     string          `json:"name"`
+	Alias    string          `json:"alias"`
+	Hash     string          `json:"hash"`               // of what the server says now; empty where it offers it no longer
+	Seen     json.RawMessage `json:"seen,omitempty"`     // what it says now
+	Pinned   string          `json:"pinned,omitempty"`   // the hash that was accepted
+	Accepted json.RawMessage `json:"accepted,omitempty"` // what was accepted
+	By       string          `json:"by,omitempty"`       // who accepted it: "operator:alice", or "first_use"
+	At       time.Time       `json:"at,omitzero"`
+	Held     string          `json:"held,omitempty"`  // why agents do not see it; empty: they do
+	Flags    []string        `json:"flags,omitempty"` // what a human should look at: hidden characters, ...
 }
 
 // ApprovalState is where an approval request is in its life.
@@ -413,6 +591,7 @@ type ApprovalRequest struct {
 	TaskChain   []string            `json:"task_chain,omitempty"` // the tasks above it, outermost first
 	Starters    []string            `json:"starters,omitempty"`   // who started those
 	Purpose     string              `json:"purpose"`              // untrusted text
+	Was         *Task               `json:"was,omitempty"`        // the whole task, as it was when it asked; for the record
 	Asserted    []string            `json:"asserted,omitempty"`   // the task's claims that nobody proved
 	Implicit    bool                `json:"implicit,omitempty"`   // the task is nobody's declared one
 	Approvers   []string            `json:"approvers,omitempty"`  // who alone may answer, as the task says; narrows Need
@@ -424,6 +603,8 @@ type ApprovalRequest struct {
 	ArgsDigest  string              `json:"args_digest"`
 	ArgsCanon   string              `json:"args_canon"` // digest of the canonical arguments
 	Meta        json.RawMessage     `json:"meta,omitempty"`
+	Method      string              `json:"method,omitempty"`  // of MCP, where it is no tool's call
+	Answers     string              `json:"answers,omitempty"` // digest of the server's state that Args answers, where it does
 	Need        []authz.Requirement `json:"need"`
 	Rules       []authz.Rule        `json:"rules"`
 	Class       string              `json:"class,omitempty"` // of the credential it will use
@@ -515,11 +696,16 @@ type Tasks interface {
 	// Running returns the task if it, and every task above it, is running as far
 	// as anyone has said in the last 100 ms and no stop is about it: else
 	// ErrNoTask (and ErrStopped where a stop is why), or ErrStale where that
-	// cannot be confirmed. The first use of a task on a replica registers the
+	// cannot be confirmed; with that comes the task as it was last known here, if
+	// it was, for the record only. The first use of a task on a replica registers the
 	// replica with it: its closing waits for that replica.
 	Running(ctx context.Context, tenant, id string) (Task, error)
 	// Ended is closed when the task, or one above it, is known here to run no longer.
 	Ended(tenant, id string) <-chan struct{}
+	// Blind is closed when it could not be confirmed here for a second longer than
+	// Running bears (1.1 s in all) which tasks have ended: what runs must stop. Once
+	// that can be confirmed again, Blind is a new channel.
+	Blind() <-chan struct{}
 	// Start registers t as running and returns the bearer token that is it. In one
 	// step it refuses what a stop is about (ErrStopped and ErrNoTask); a child
 	// whose parent does not run (ErrNoTask) or has as many running children as its
@@ -592,9 +778,9 @@ type Approvals interface {
 	Get(ctx context.Context, tenant, id string) (ApprovalRequest, error)
 	// List returns a tenant's open requests and those that ended lately, oldest first, without arguments.
 	List(ctx context.Context, tenant string) ([]ApprovalRequest, error)
-	// Cancel ends every open request of a task and says how many there were;
-	// nothing can be asked for it afterwards.
-	Cancel(ctx context.Context, tenant, task string) (int, error)
+	// Cancel ends every open request of a task and returns their ids; nothing can
+	// be asked for it afterwards.
+	Cancel(ctx context.Context, tenant, task string) ([]string, error)
 	// Changes sends whenever some request changed, on this replica or another;
 	// it may merge changes. It stops when ctx ends.
 	Changes(ctx context.Context) <-chan struct{}
@@ -608,24 +794,62 @@ type Leases interface {
 	Lease(ctx context.Context, tenant, task, call, server string) (Lease, error)
 	// GiveBack ends a per-call lease: revoked and looked up, on record either way.
 	GiveBack(ctx context.Context, l Lease) error
-	// EndTask ends all leases of a task and says how many it saw end. An error
-	// means that some end is not proven yet.
-	EndTask(ctx context.Context, tenant, task string) (int, error)
+	// EndTask ends all leases of a task and returns the binding of each that it saw
+	// end. An error means that some end is not proven yet.
+	EndTask(ctx context.Context, tenant, task string) ([]string, error)
 }
 
 // Servers is the way downstream.
 type Servers interface {
-	// Tools returns a tenant's catalogue, sorted by alias. The slice and what
-	// it holds are not to be changed.
-	Tools(tenant string) []Tool
-	// Resolve finds a tool by the name agents see.
-	Resolve(tenant, alias string) (Tool, bool)
-	// Forward sends the call and returns the answer. An error that wraps
-	// ErrNotSent means that nothing reached the server; any other error leaves
-	// that open.
+	// Offered returns what a tenant's servers offer of one sort, sorted by alias,
+	// without what is withheld. The slice and what it holds are not to be changed.
+	Offered(tenant string, s Sort) []Tool
+	// Resolve finds a thing by the name agents see. A resource need not be listed:
+	// one in a server's name space, or that one of its templates covers, is found.
+	Resolve(tenant string, s Sort, alias string) (Tool, bool)
+	// Forward sends the call and returns the answer, of whatever type. What the
+	// server notifies or asks meanwhile goes to s; it asks only what f.Caps says. An
+	// error that wraps ErrNotSent means that nothing reached the server; any other
+	// error leaves that open.
 	Forward(ctx context.Context, f Forward, s Stream) (Result, error)
+	// Follow subscribes to a resource and calls updated at each notification that
+	// it changed, until ctx ends, or the subscription does, with an error.
+	Follow(ctx context.Context, f Forward, updated func()) error
 	// EndTask closes a task's downstream sessions and ends its children on this
-	// replica, and says how many it saw end.
+	// replica, and says what it saw of that since it was last asked.
+	EndTask(ctx context.Context, tenant, task string) LinkEnds
+}
+
+// LinkEnds names the servers of a task's downstream sessions and children, one
+// name for each.
+type LinkEnds struct {
+	Gone []string // their end is proven
+	Open []string // not yet; it is tried on
+	Lost []string // the server did not confirm the end, and is asked no more
+}
+
+// Definitions is what admins accept: what servers say their tools are.
+type Definitions interface {
+	// Definitions lists a tenant's, sorted by server, sort and name; gone ones that
+	// were accepted too.
+	Definitions(ctx context.Context, tenant string) ([]Definition, error)
+	// Accept takes the definition with this hash as good, on every replica. It is
+	// ErrNotNow where the server says something else by now, and ErrNotFound where
+	// it offers nothing of that name.
+	Accept(ctx context.Context, tenant, server string, s Sort, name, hash, by string) (Definition, error)
+}
+
+// Handles keep what agents come back for. Every transition is one atomic step.
+type Handles interface {
+	// Keep stores a new handle, with its Seq at 1.
+	Keep(ctx context.Context, h Handle) error
+	// Handle returns one that has not expired, or ErrNotFound.
+	Handle(ctx context.Context, tenant, id string) (Handle, error)
+	// Move stores h, with its Seq one higher, if the stored one's Seq still is h's;
+	// else it is ErrNotNow.
+	Move(ctx context.Context, h Handle) (Handle, error)
+	// EndTask cancels all of a task's that are not final, and says how many there
+	// were; none can be kept for it afterwards.
 	EndTask(ctx context.Context, tenant, task string) (int, error)
 }
 
@@ -640,18 +864,69 @@ type Operators interface {
 	Logout(ctx context.Context, token Secret) error
 	// Human returns the operator that a name stands for, as a name or as one of its identities.
 	Human(name string) (Operator, bool)
+	// Answers reports whether somebody may vote in a tenant who is called approver,
+	// or is in the group that it names as "group:NAME".
+	Answers(tenant, approver string) bool
 }
 
-// Sessions are the agents' legacy MCP sessions.
+// A Session is an agent's legacy MCP session. Caps is fixed when it opens.
+type Session struct {
+	Binding  string          `json:"binding"` // whose it is: principal, human and task
+	Tenant   string          `json:"tenant"`
+	Task     string          `json:"task"`
+	Protocol string          `json:"protocol"`            // the revision that was agreed on
+	Caps     json.RawMessage `json:"caps,omitempty"`      // what its client said that it can do
+	LogLevel string          `json:"log_level,omitempty"` // of the log messages that it wants; empty: it did not say
+	Follows  []string        `json:"follows,omitempty"`   // resources whose changes it wants to hear of, as agents name them
+}
+
+// Sessions are the agents' legacy MCP sessions, and bring what agents send in them
+// to the replica that waits for it.
 type Sessions interface {
-	// Owner returns the binding a session was opened with, or ErrNotFound.
-	Owner(ctx context.Context, session string) (string, error)
-	// Open remembers a session under a binding, as one of a task's.
-	Open(ctx context.Context, session, binding, tenant, task string) error
-	// Close forgets it; closing an unknown one is no error.
-	Close(ctx context.Context, session string) error
+	// Session returns one as it is, or ErrNotFound. What another replica changed or
+	// closed may be seen up to a second later.
+	Session(ctx context.Context, id string) (Session, error)
+	// Open remembers a new one.
+	Open(ctx context.Context, id string, s Session) error
+	// Change lets f change LogLevel and Follows, in one step; ErrNotFound.
+	Change(ctx context.Context, id string, f func(*Session)) (Session, error)
+	// Close forgets it; closing an unknown one is no error. Every Watch is told.
+	Close(ctx context.Context, id string) error
 	// EndTask forgets all of a task's and says how many there were.
 	EndTask(ctx context.Context, tenant, task string) (int, error)
+
+	// Expect makes the answer to an ask of ours in a session find its way here. It
+	// comes before the ask is sent. wait returns the answer, or ctx's error; done
+	// forgets the ask, and an answer that comes later is nobody's.
+	Expect(ctx context.Context, session, ask string) (wait func(context.Context) (Result, error), done func(), err error)
+	// Answer hands an answer to whoever expects it, on any replica, once; ErrNotFound
+	// where nobody does.
+	Answer(ctx context.Context, session, ask string, r Result) error
+	// Cancel tells every replica's Watch, this one's too, that a session cancelled a
+	// request of its own.
+	Cancel(ctx context.Context, session, request string) error
+	// Watch hears of cancelled requests (closed false) and of sessions that were
+	// closed, on whatever replica, until ctx ends. While Redis cannot be reached it
+	// hears nothing.
+	Watch(ctx context.Context, f func(session, request string, closed bool))
+}
+
+// An Attempt is what became of a call whose answer did not reach its agent.
+type Attempt struct {
+	Call   string `json:"call"`             // the first one's id
+	Doubt  bool   `json:"doubt,omitempty"`  // it is not known whether it was done
+	Answer []byte `json:"answer,omitempty"` // else what the agent would have read, without its envelope: a result, or
+	Error  bool   `json:"error,omitempty"`  // a JSON-RPC error
+}
+
+// Attempts remember calls whose answers did not reach their agents.
+type Attempts interface {
+	// Broke remembers one by its key ("[a-z0-9-]{1,64}") for a window that the
+	// implementation knows, on every replica.
+	Broke(ctx context.Context, tenant, key string, a Attempt) error
+	// Broken returns the one by that key, if there is one. Where none broke lately it
+	// costs no round trip.
+	Broken(ctx context.Context, tenant, key string) (Attempt, bool, error)
 }
 
 // A Recorder keeps facts. It is safe for concurrent use.
@@ -671,6 +946,7 @@ var (
 	ErrNotFound     = errors.New("not found")
 	ErrNoCredential = errors.New("no credential")
 	ErrNotSent      = errors.New("not sent")
+	ErrCannotAsk    = errors.New("the agent cannot be asked this")
 	ErrBadAnswer    = errors.New("unusable answer") // a server answered, but not with what can be passed on
 	ErrLogin        = errors.New("name or password is wrong")
 	ErrTooMany      = errors.New("too many tries")

@@ -3,6 +3,7 @@ package gateway
 import (
 	"cmp"
 	"context"
+	"crypto/cipher"
 	"crypto/rand"
 	"errors"
 	"fmt"
@@ -25,7 +26,7 @@ type Policy interface {
 	Revision() string
 }
 
-// Config is everything a Gateway is made of. Every seam is required.
+// Config is everything a Gateway is made of. Every seam but Definitions is required.
 type Config struct {
 	Identity  Identity
 	Tasks     Tasks
@@ -34,8 +35,13 @@ type Config struct {
 	Servers   Servers
 	Operators Operators
 	Sessions  Sessions
+	Handles   Handles
 	Recorder  Recorder
 	Policy    Policy
+
+	// Definitions holds back what no admin accepted; nil: nothing is held back, and
+	// there is nothing to accept. It is the one seam that is not required.
+	Definitions Definitions
 
 	Kinds   []TaskKind // what tasks there can be
 	Tenants []string   // whose worlds there are
@@ -52,6 +58,14 @@ type Config struct {
 	// Used are the approval requests whose grants the log says are used up, with
 	// their expiry: a store that forgot cannot bring them back.
 	Used map[string]time.Time
+
+	// Search shows agents two tools, to search and to call, instead of a long
+	// catalogue. What they find and call is decided as ever.
+	Search bool
+
+	// StateKey seals what agents bring back to go on with a call; 32 bytes, the same
+	// on every replica. Default: a random one, good for one replica until it ends.
+	StateKey []byte
 
 	// ReferenceKey keys the digests that are kept of tasks' references; the same
 	// on every replica. Default: a random one, so that none can be compared.
@@ -77,6 +91,7 @@ type Gateway struct {
 	stopped  chan struct{} // closed when Run ends
 
 	mesh    *mesh                      // of every credential that is live here
+	states  cipher.AEAD                // what seals requestState
 	guarded map[string]map[string]bool // tasks to what the mesh holds for them
 	day     int64                      // the day that calls are counted for
 	calls   map[string]int64           // of each tenant, today
@@ -87,7 +102,7 @@ type Gateway struct {
 func New(c Config) (*Gateway, error) {
 	for name, missing := range map[string]bool{
 		"Identity": c.Identity == nil, "Tasks": c.Tasks == nil, "Approvals": c.Approvals == nil, "Leases": c.Leases == nil, "Servers": c.Servers == nil,
-		"Operators": c.Operators == nil, "Sessions": c.Sessions == nil, "Recorder": c.Recorder == nil, "Policy": c.Policy == nil,
+		"Operators": c.Operators == nil, "Sessions": c.Sessions == nil, "Handles": c.Handles == nil, "Recorder": c.Recorder == nil, "Policy": c.Policy == nil,
 	} {
 		if missing {
 			return nil, fmt.Errorf("gateway: no %s", name)
@@ -120,6 +135,14 @@ func New(c Config) (*Gateway, error) {
 	}
 	if g.used == nil {
 		g.used = map[string]time.Time{}
+	}
+	if len(c.StateKey) == 0 {
+		c.StateKey = make([]byte, 32)
+		rand.Read(c.StateKey)
+	}
+	var err error
+	if g.states, err = newStates(c.StateKey); err != nil {
+		return nil, err
 	}
 	for _, k := range c.Kinds {
 		if k.Scope == nil {
@@ -224,6 +247,7 @@ const (
 	noIdent    = "no valid credential"
 	hopped     = "on another root task"
 	noStanding = "no standing task may start"
+	unheard    = "changes of a resource not delivered"
 	everyone   = "other sources" // once a second has seen too many sources to name
 )
 

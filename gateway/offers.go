@@ -37,7 +37,7 @@ const (
 // offers lists what the gateway offers to a task, by alias.
 func (g *Gateway) offers(p Principal, t Task) []Tool {
 	var all []Tool
-	for _, alias := range []string{delegateAlias, accessAlias} {
+	for _, alias := range []string{searchAlias, callAlias, delegateAlias, accessAlias} {
 		if tool, ok := g.offerOf(p, t, alias); ok {
 			all = append(all, tool)
 		}
@@ -51,6 +51,14 @@ func (g *Gateway) offer(c *life) (Tool, bool) { return g.offerOf(c.Principal, c.
 
 func (g *Gateway) offerOf(p Principal, t Task, alias string) (Tool, bool) {
 	switch alias {
+	case searchAlias, callAlias:
+		if !g.Search {
+			return Tool{}, false
+		}
+		if alias == callAlias {
+			return callTool(), true
+		}
+		return searchTool(), true
 	case delegateAlias:
 		if kinds := g.delegable(p, t); len(kinds) > 0 {
 			return ourTool("delegate", alias, delegation{}, delegationSchema(kinds),
@@ -127,7 +135,7 @@ func delegationSchema(kinds []string) map[string]any {
 			"ttl_seconds": whole("how long it may run; never longer than this task"),
 			"calls":       whole("how many calls it may make; they count for this task too"),
 			"scope": map[string]any{
-				"type": "array", "description": "what it may do; all that its kind gives if left out",
+				"type": "array", "description": "what it may do, of what its kind gives at first; all of that if left out",
 				"items": map[string]any{
 					"type": "object", "required": []string{"tool", "action", "verdict"}, "additionalProperties": false,
 					"properties": map[string]any{
@@ -254,7 +262,7 @@ func (g *Gateway) askable(p Principal, t Task) []string {
 		return nil
 	}
 	var all []string
-	for _, tool := range g.Servers.Tools(p.Tenant) {
+	for _, tool := range g.Servers.Offered(p.Tenant, SortTool) {
 		if g.mayAsk(p, t, tool) && g.ask(t, g.question(p, t, tool.ID(), authz.List, nil)).Verdict == authz.Deny {
 			all = append(all, tool.Alias)
 		}
@@ -289,7 +297,7 @@ func (escalation) wants(g *Gateway, c *life) (in escalationArgs, tools []Tool, e
 		return in, nil, badArguments("minutes must be from 1 to %d", most)
 	}
 	for _, alias := range in.Tools {
-		t, ok := g.Servers.Resolve(c.Principal.Tenant, alias)
+		t, ok := g.Servers.Resolve(c.Principal.Tenant, SortTool, alias)
 		if !ok || !g.mayAsk(c.Principal, c.Task, t) {
 			return in, nil, refuse(Denied, errors.New("a tool that this task may not ask for")).
 				say("this task may not ask for one of these tools")

@@ -20,20 +20,23 @@ type Right string
 
 // The rights. Reading the list is not recorded; everything else is.
 const (
-	MaySee   Right = "see requests and tasks"
-	MayVote  Right = "vote on requests"
-	MayStart Right = "start tasks"
-	MayEnd   Right = "end tasks"
-	MayStop  Right = "set and lift stops"
+	MaySee    Right = "see requests and tasks"
+	MayVote   Right = "vote on requests"
+	MayStart  Right = "start tasks"
+	MayEnd    Right = "end tasks"
+	MayStop   Right = "set and lift stops"
+	MayAccept Right = "accept what servers define"
 )
 
 // rights is the whole table: what each role may do. May is the one function
-// that reads it.
+// that reads it. Whoever answers does not also run things: an approver who may
+// start, end or stop is an admin as well. An auditor sees what a viewer does;
+// the record is read where it lies, which needs no login here.
 var rights = map[string][]Right{
 	"viewer":   {MaySee},
 	"auditor":  {MaySee},
-	"approver": {MaySee, MayVote, MayEnd},
-	"admin":    {MaySee, MayStart, MayEnd, MayStop},
+	"approver": {MaySee, MayVote},
+	"admin":    {MaySee, MayStart, MayEnd, MayStop, MayAccept},
 }
 
 // Roles lists the operators' roles.
@@ -125,7 +128,7 @@ func (g *Gateway) Logout(ctx context.Context, token Secret) error {
 }
 
 // ApprovalList returns the open requests and those that ended lately, of all the
-// operator's tenants, oldest first, without arguments.
+// operator's tenants, oldest first, without arguments and the tasks as they were.
 func (g *Gateway) ApprovalList(ctx context.Context, op Operator) ([]ApprovalRequest, error) {
 	var all []ApprovalRequest
 	for _, tenant := range g.tenantsOf(op) {
@@ -137,6 +140,9 @@ func (g *Gateway) ApprovalList(ctx context.Context, op Operator) ([]ApprovalRequ
 			return nil, fmt.Errorf("list approvals: %w", err)
 		}
 		all = append(all, rs...)
+	}
+	for i := range all {
+		all[i].Was = nil // long, and one at a time
 	}
 	slices.SortFunc(all, func(a, b ApprovalRequest) int { return a.Created.Compare(b.Created) })
 	return all, nil
@@ -159,19 +165,33 @@ func (g *Gateway) ApprovalShow(ctx context.Context, op Operator, tenant, id stri
 	if err != nil {
 		return ApprovalRequest{}, err
 	}
-	if err := g.Recorder.Record(ctx, operatorFact(audit.ApprovalViewed, op, r)); err != nil {
+	if err := g.Recorder.Record(ctx, g.operatorFact(ctx, audit.ApprovalViewed, op, r)); err != nil {
 		return ApprovalRequest{}, fmt.Errorf("record view: %w", err)
 	}
 	return r, nil
 }
 
-func operatorFact(t audit.Type, op Operator, r ApprovalRequest) Fact {
+// operatorFact is what the record says of what an operator does about a request.
+// Its task is there as it is now, where that can be read.
+func (g *Gateway) operatorFact(ctx context.Context, t audit.Type, op Operator, r ApprovalRequest) Fact {
+	task := r.AskedOn()
+	if now, err := g.Tasks.Get(ctx, r.Tenant, r.TaskID); err == nil {
+		task = now
+	}
 	return Fact{
 		Type: t, Tenant: r.Tenant, Operator: &op, Approval: &r,
 		Principal: &Principal{ID: r.Principal, Tenant: r.Tenant, OnBehalfOf: r.OnBehalfOf, Owner: r.Owner, Chain: r.Chain},
-		Task:      &Task{ID: r.TaskID, Tenant: r.Tenant, Kind: r.TaskKind, Purpose: r.Purpose, Owner: r.TaskOwner, OnBehalfOf: r.TaskFor},
+		Task:      &task,
 		Tool:      &Tool{Server: r.Server, Name: r.Tool, Hash: r.Definition},
 	}
+}
+
+// AskedOn is the task that the request was made on, with its chain, as it was then.
+func (r ApprovalRequest) AskedOn() Task {
+	if r.Was != nil {
+		return *r.Was
+	}
+	return Task{ID: r.TaskID, Tenant: r.Tenant, Kind: r.TaskKind, Purpose: r.Purpose, Owner: r.TaskOwner, OnBehalfOf: r.TaskFor}
 }
 
 // HumanName is what two spellings of one human's name have in common: case,
@@ -209,13 +229,21 @@ func behind(op Operator, r ApprovalRequest) string {
 	return ""
 }
 
+// Answers reports whether the operator may vote in a tenant and is called approver,
+// or is in the group that it names as "group:NAME".
+func (op Operator) Answers(tenant, approver string) bool {
+	return !op.Disabled && op.Can(MayVote) && (slices.Contains(op.Tenants, "*") || slices.Contains(op.Tenants, tenant)) && op.named(approver)
+}
+
+func (op Operator) named(approver string) bool {
+	group, is := strings.CutPrefix(approver, "group:")
+	return approver == op.Name || is && slices.Contains(op.Groups, group)
+}
+
 // mayAnswer reports whether the task's own approvers, if it has any, let an
 // operator answer. They narrow what policy asks for, and never add to it.
 func (r ApprovalRequest) mayAnswer(op Operator) bool {
-	return len(r.Approvers) == 0 || slices.ContainsFunc(r.Approvers, func(a string) bool {
-		group, is := strings.CutPrefix(a, "group:")
-		return a == op.Name || is && slices.Contains(op.Groups, group)
-	})
+	return len(r.Approvers) == 0 || slices.ContainsFunc(r.Approvers, op.named)
 }
 
 // fourEyes reports whether every human behind a call is one we know, so that a
@@ -278,13 +306,13 @@ func (g *Gateway) Vote(ctx context.Context, op Operator, tenant, id string, appr
 		return none, err
 	}
 	if err := g.MayVote(op, r); err != nil {
-		f := operatorFact(audit.ApprovalVoteRefused, op, r)
+		f := g.operatorFact(ctx, audit.ApprovalVoteRefused, op, r)
 		f.Detail = err.Error()
 		g.recordOperator(ctx, f)
 		return none, err
 	}
 	if subtle.ConstantTimeCompare([]byte(digest), []byte(r.Digest)) != 1 {
-		f := operatorFact(audit.ApprovalVoteRefused, op, r)
+		f := g.operatorFact(ctx, audit.ApprovalVoteRefused, op, r)
 		f.Detail = "the answer was for another digest"
 		g.recordOperator(ctx, f)
 		return none, ErrNotNow
@@ -293,20 +321,20 @@ func (g *Gateway) Vote(ctx context.Context, op Operator, tenant, id string, appr
 		return none, ErrNotNow
 	}
 	v := Vote{By: op.Name, Groups: op.Groups, Approve: approve, Reason: reason, Digest: r.Digest, At: g.now().UTC()}
-	f := operatorFact(audit.ApprovalVote, op, r)
+	f := g.operatorFact(ctx, audit.ApprovalVote, op, r)
 	f.Vote = &v
 	if err := g.Recorder.Durable(ctx, f); err != nil {
 		return none, fmt.Errorf("record vote: %w", err)
 	}
 	after, err := g.Approvals.Vote(ctx, tenant, id, v)
 	if err != nil {
-		f := operatorFact(audit.ApprovalVoteRefused, op, r)
+		f := g.operatorFact(ctx, audit.ApprovalVoteRefused, op, r)
 		f.Vote, f.Detail = &v, "the vote came too late or could not be counted"
 		g.recordOperator(ctx, f)
 		return none, err
 	}
 	if after.Kind == RequestEscalation && after.State == ApprovalDenied {
-		f := operatorFact(audit.EscalationRefused, op, after)
+		f := g.operatorFact(ctx, audit.EscalationRefused, op, after)
 		f.Code, f.Detail = DeniedByOperator, "an operator said no"
 		g.recordOperator(ctx, f)
 	}

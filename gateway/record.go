@@ -98,7 +98,7 @@ func (c *life) fact(t audit.Type) Fact {
 	f := Fact{
 		Type: t, Tenant: c.Principal.Tenant,
 		Call: &CallRef{
-			ID: c.ID, JSONRPCID: c.JSONRPCID, Method: "tools/call", Protocol: c.Protocol,
+			ID: c.ID, JSONRPCID: c.JSONRPCID, Method: c.Method, Protocol: c.Protocol,
 			Session: sessionRef(c.Credential.Session), Source: c.Credential.Source, Trace: c.Args.trace.id(),
 		},
 		Unbound: "no running task",
@@ -123,6 +123,22 @@ func (c *life) fact(t audit.Type) Fact {
 	}
 	if c.Lease.ID != "" {
 		f.Lease = &c.Lease
+	}
+	return f
+}
+
+// deniedFact is the fact of a call that was refused. One that never came to its
+// task says which it was kept from, and what it was to call.
+func (g *Gateway) deniedFact(ctx context.Context, c *life, r *Refusal) Fact {
+	f := c.fact(audit.CallDenied)
+	if f.Task != nil || f.Principal == nil {
+		return f
+	}
+	if f.Task = g.tried(ctx, &c.Principal, c.Credential, r); f.Task == nil && errors.Is(r, ErrStale) {
+		f.Unbound = "whether its task runs could not be confirmed"
+	}
+	if t, ok := g.Servers.Resolve(c.Principal.Tenant, c.way().sort, c.Name); ok && f.Tool == nil {
+		f.Tool = &t
 	}
 	return f
 }
@@ -200,6 +216,8 @@ func (g *Gateway) recordOutcome(ctx context.Context, c *life, r Result, blanked 
 	switch {
 	case r.Error != nil:
 		f.Type, f.Outcome.Status, body = audit.CallFailed, "downstream_error", r.Error
+	case r.Type == ResultInput, r.Type == ResultTask:
+		f.Outcome.Status = r.Type
 	case r.Failed():
 		f.Outcome.Status = "tool_error"
 	}
@@ -229,10 +247,25 @@ func (g *Gateway) recordFailure(ctx context.Context, c *life, err error) error {
 	f.Outcome = &Outcome{Latency: g.now().Sub(c.Sent)}
 	r := refuse(Downstream, err)
 	r.recorded, r.InDoubt = true, true
+	refused, decided := errors.AsType[*Refusal](err)
 	switch {
+	case decided: // the server asked for what it may not have
+		f.Code, f.Outcome.Status, f.Detail = refused.Code, "downstream_error", refused.detail()
+		r.Code, r.Say, r.Err = refused.Code, refused.Say, refused.Err
 	case errors.Is(context.Cause(ctx), errTaskEnded) && errors.Is(err, ErrNotSent):
 		r.InDoubt, r.Code, r.Say = false, NoTask, words[NoTask]
 		f.Type, f.Code, f.Outcome.Status, f.Detail = audit.CallCancelled, NoTask, "cancelled", "the task ended; nothing reached the server"
+	case errors.Is(context.Cause(ctx), errUnconfirmed):
+		f.Type, f.Code, f.Outcome.Status = audit.CallCancelled, Internal, "cancelled"
+		f.Detail = "it cannot be confirmed that the task is running, and the call was cancelled; it may have run"
+		if r.InDoubt = !errors.Is(err, ErrNotSent); !r.InDoubt {
+			f.Detail = "it cannot be confirmed that the task is running; nothing reached the server"
+		}
+		r.Code = Internal
+		r.say(f.Detail + "; try again in a moment")
+		if r.InDoubt {
+			r.say(f.Detail + "; check before you repeat it")
+		}
 	case errors.Is(err, ErrNotSent):
 		r.InDoubt = false
 		f.Outcome.Status, f.Detail = "downstream_error", "nothing reached the server"
@@ -276,12 +309,12 @@ func (g *Gateway) once(r *ApprovalRequest) error {
 	return nil
 }
 
-func listFact(p Principal, t Task, ref CallRef, shown, all int) Fact {
-	ref.Method = "tools/list"
+func listFact(p Principal, t Task, s Sort, ref CallRef, shown, all int) Fact {
+	ref.Method = lists[s]
 	ref.Session = sessionRef(ref.Session)
 	return Fact{
 		Type: audit.ListFiltered, Tenant: p.Tenant, Principal: &p, Task: &t, Call: &ref, Count: int64(shown),
-		Detail: fmt.Sprintf("%d of %d tools shown", shown, all),
+		Detail: fmt.Sprintf("%d of %d shown", shown, all),
 	}
 }
 
@@ -295,6 +328,8 @@ func countedFact(c count, n int64) Fact {
 		f.Type, f.Code = audit.RateLimited, TooMany
 	case malformed:
 		f.Type, f.Code = audit.RequestRejected, BadArguments
+	case unheard:
+		f.Type, f.Code = audit.CallDenied, Denied
 	case noStanding:
 		f.Type, f.Code = audit.TaskStartRefused, Denied
 	case hopped:
@@ -378,7 +413,10 @@ func (f Fact) event() audit.Event {
 	if c := f.Closing; c != nil {
 		e.Closing = &audit.Closing{
 			Approvals: c.Approvals, Calls: c.Calls, Children: c.Children, Leases: c.Leases, Links: c.Links, Sessions: c.Sessions,
-			Unproven: orEmpty(c.Unproven), Why: audit.Unknown,
+			Names: audit.ClosingNames{
+				Approvals: orEmpty(c.Names.Approvals), Children: orEmpty(c.Names.Children), Leases: orEmpty(c.Names.Leases), Links: orEmpty(c.Names.Links),
+			},
+			Unproven: orEmpty(once(c.Unproven, c.Lost)), Why: audit.Unknown,
 		}
 		if t := f.Task; t != nil {
 			e.Closing.Why = orNone(t.Why)
@@ -416,9 +454,12 @@ const engine = "casbin/2 model toolbroker/1"
 func taskEvent(t Task) *audit.Task {
 	e := &audit.Task{
 		Approvers: t.Approvers, Asserted: t.Claims.asserted(), Chain: make([]string, len(t.Ancestors)),
-		Expires: stamp(t.Expires), ID: t.ID, Implicit: t.Implicit, Kind: t.Kind, Labels: t.Labels, OnBehalf: orNone(t.OnBehalfOf),
+		Expires: audit.Unknown, ID: t.ID, Implicit: t.Implicit, Kind: orUnknown(t.Kind), Labels: t.Labels, OnBehalf: orNone(t.OnBehalfOf),
 		Owner: orUnknown(t.Owner), Parent: orNone(t.Parent), Purpose: t.Purpose, Reference: t.Reference,
 		ScopeHash: scopeHash(t.Scope), State: orUnknown(string(t.State)),
+	}
+	if !t.Expires.IsZero() {
+		e.Expires = stamp(t.Expires)
 	}
 	for i, a := range t.Ancestors {
 		e.Chain[i] = a.ID
@@ -527,4 +568,9 @@ func orEmpty(s []string) []string {
 		return []string{}
 	}
 	return s
+}
+
+// lists are the methods that list each sort.
+var lists = map[Sort]string{
+	SortTool: "tools/list", SortResource: "resources/list", SortTemplate: "resources/templates/list", SortPrompt: "prompts/list",
 }

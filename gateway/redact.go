@@ -2,7 +2,6 @@ package gateway
 
 import (
 	"bytes"
-	"context"
 	"encoding/base64"
 	"encoding/binary"
 	"encoding/hex"
@@ -187,12 +186,13 @@ var errUnblankable = errors.New("a secret stands where blanking it would break t
 
 // result blanks a whole answer.
 func (m *mesh) result(r Result) (Result, int, error) {
-	raw, a, err := m.json(r.Raw)
-	if err != nil {
+	var a, b int
+	var err error
+	if r.Raw, a, err = m.json(r.Raw); err != nil {
 		return Result{}, 0, err
 	}
-	failed, b, err := m.json(r.Error)
-	return Result{Raw: raw, Error: failed}, a + b, err
+	r.Error, b, err = m.json(r.Error)
+	return r, a + b, err
 }
 
 // json blanks one JSON value and leaves every other byte as it is.
@@ -415,21 +415,4 @@ func meshKey(l Lease) string {
 		return staticKey + l.Binding + ":" + l.Version
 	}
 	return l.ID
-}
-
-// meshStream blanks each frame before it leaves.
-type meshStream struct {
-	Stream
-	mesh *mesh
-}
-
-func (s meshStream) Notify(ctx context.Context, method string, params json.RawMessage) error {
-	if s.Stream == nil {
-		return nil
-	}
-	params, _, err := s.mesh.json(params)
-	if err != nil {
-		return nil // a frame that cannot be blanked is not sent; the call goes on
-	}
-	return s.Stream.Notify(ctx, method, params)
 }

@@ -13,6 +13,9 @@ const (
 	Unidentified     Code = "unidentified"
 	NoTask           Code = "no_task"
 	UnknownTool      Code = "unknown_tool"
+	UnknownHandle    Code = "unknown_handle"
+	InDoubt          Code = "in_doubt"
+	BadState         Code = "bad_state"
 	BadArguments     Code = "bad_arguments"
 	Denied           Code = "denied"
 	PendingApproval  Code = "pending_approval"
@@ -28,7 +31,7 @@ const (
 
 // Codes lists every code, for those who must have a row for each.
 var Codes = []Code{
-	Unidentified, NoTask, UnknownTool, BadArguments, Denied, PendingApproval, DeniedByOperator,
+	Unidentified, NoTask, UnknownTool, UnknownHandle, InDoubt, BadState, BadArguments, Denied, PendingApproval, DeniedByOperator,
 	ApprovalExpires, NoCredential, Downstream, TooMany, OverBudget, Cancelled, Internal,
 }
 
@@ -37,6 +40,9 @@ var words = map[Code]string{
 	Unidentified:     "no valid credential came with the request",
 	NoTask:           "there is no running task for this credential; ask whoever started you to start one",
 	UnknownTool:      "unknown tool; list the tools again",
+	UnknownHandle:    "unknown task handle, or one that is over and forgotten",
+	BadState:         "requestState is not one of this call's; make the call again without it",
+	InDoubt:          "this call was sent before, and it is not known whether it was done; look before you repeat it, and then repeat it under a new id",
 	BadArguments:     "the arguments do not fit the tool's schema",
 	Denied:           "this task may not make this call with these arguments; do not repeat it unchanged",
 	PendingApproval:  "this call needs human approval; call again with identical arguments after it was given",
@@ -47,7 +53,7 @@ var words = map[Code]string{
 	TooMany:          "too many calls at once; slow down and try again",
 	OverBudget:       "this task has used up its calls; ask whoever started you for a new one",
 	Cancelled:        "the call was cancelled",
-	Internal:         "the gateway could not carry out the call; give the call id to whoever runs it",
+	Internal:         "the gateway could not do its part; try again in a moment, and if that does not help, tell whoever runs it",
 }
 
 // A Refusal is a no with two audiences: the agent reads Code, Say and CallID;
@@ -57,6 +63,7 @@ type Refusal struct {
 	Say      string // what happened and what to do next, for the agent
 	CallID   string
 	Approval *ApprovalRequest // when Code is PendingApproval
+	State    string           // with it: the requestState of an input_required that sends a human to it; empty where the agent has been round often enough
 	InDoubt  bool             // something may have reached the server
 	Err      error
 

@@ -49,6 +49,7 @@ type starter struct {
 	bound  string   // the key that the task's token will be bound to
 	chain  []string // who delegated to its credential
 	own    bool     // it is a workload that starts a task for itself
+	whole  bool     // it may ask for all of a kind's scope; others for what a task has at first, and the rest is for humans to grant
 	parent *Task    // of a delegation
 	who    Fact     // for the record
 	quiet  bool     // a refusal is counted, not written: it comes with every request
@@ -193,7 +194,7 @@ func (g *Gateway) delegateFor(ctx context.Context, p Principal, cred Credential,
 	cred.Task = parent
 	t, err := g.running(ctx, &p, cred)
 	if err != nil {
-		return g.notStarted(ctx, Fact{Principal: &p}, spec, err)
+		return g.notStarted(ctx, Fact{Task: g.tried(ctx, &p, cred, err), Principal: &p}, spec, err)
 	}
 	return g.delegate(ctx, p, t, bound, spec)
 }
@@ -236,7 +237,7 @@ func (g *Gateway) startAs(ctx context.Context, op Operator, parent *Task, spec T
 	if spec.Principal == "" {
 		return Task{}, Secret{}, &Forbidden{Why: "Name the principal that will act on the task."}
 	}
-	by := starter{id: "operator:" + op.Name, owner: op.Name, proves: allClaims, parent: parent, who: Fact{Operator: &op}}
+	by := starter{id: "operator:" + op.Name, owner: op.Name, proves: allClaims, whole: true, parent: parent, who: Fact{Operator: &op}}
 	if parent != nil {
 		by.owner, by.human = parent.Owner, parent.OnBehalfOf
 	}
@@ -249,10 +250,10 @@ func (g *Gateway) startAs(ctx context.Context, op Operator, parent *Task, spec T
 
 // standing returns the task of a caller that names none: the implicit one of its
 // kind, started where it does not run yet.
-func (g *Gateway) standing(ctx context.Context, p Principal) (Task, error) {
+func (g *Gateway) standing(ctx context.Context, p Principal, source string) (Task, error) {
 	if p.Standing == "" {
 		return Task{}, refuse(NoTask, errors.New("no task named")).
-			say("no task was named; use a task token, or name a running task in the Toolbroker-Task header")
+			say(sayNameTask(source))
 	}
 	var err error
 	for range 3 {
@@ -272,6 +273,14 @@ func (g *Gateway) standing(ctx context.Context, p Principal) (Task, error) {
 		// An identical request started it a moment ago.
 	}
 	return Task{}, refuse(Internal, fmt.Errorf("standing task: %w", err))
+}
+
+// sayNameTask tells a caller without a task how one is named where it asks from.
+func sayNameTask(source string) string {
+	if source == SourceStdio {
+		return "no task was named; name a running one when serve --stdio starts (--task or TOOLBROKER_TASK), or in _meta['io.toolbroker/task'] of each request, or use a task token"
+	}
+	return "no task was named; use a task token, or name a running task in the Toolbroker-Task header or in _meta['io.toolbroker/task']"
 }
 
 func implicit(t *Task) { t.Implicit = true }
@@ -299,6 +308,7 @@ func (g *Gateway) start(ctx context.Context, by starter, spec TaskSpec, change .
 		g.mu.Unlock()
 		return Task{}, Secret{}, err
 	} else if err != nil {
+		who.Task = by.parent
 		return g.notStarted(ctx, who, spec, err)
 	}
 	f := who
@@ -436,7 +446,7 @@ func (g *Gateway) newTask(by starter, spec *TaskSpec) (Task, error) {
 		t.Budget.Calls = spec.Calls
 	}
 	var err error
-	if t.Scope, err = startScope(kind, spec.Scope); err != nil {
+	if t.Scope, err = startScope(kind, spec.Scope, by.whole); err != nil {
 		return Task{}, badTask("scope: %v", err)
 	}
 	if by.parent != nil {
@@ -476,6 +486,11 @@ func (g *Gateway) checkSpec(kind TaskKind, spec TaskSpec) error {
 	case len(spec.Approvers) > 16 || slices.ContainsFunc(spec.Approvers, func(a string) bool { return !approver.MatchString(a) }):
 		return badTask("at most 16 approvers, each an operator's name or group:NAME")
 	}
+	for _, a := range spec.Approvers {
+		if !g.Operators.Answers(spec.Tenant, a) {
+			return badTask("approvers: %s is no operator who may answer here, nor a group with one", a)
+		}
+	}
 	return nil
 }
 
@@ -507,19 +522,25 @@ func claims(by starter, spec TaskSpec) Claims {
 }
 
 // startScope is the scope of a new task: what it asks for, as far as its kind
-// gives it; all that its kind gives at first where it asks for nothing.
-func startScope(kind TaskKind, rows []authz.ScopeRow) (*authz.Scope, error) {
-	if len(rows) == 0 {
-		if kind.Initial != nil {
-			return kind.Initial, nil
-		}
-		return kind.Scope, nil
-	}
+// gives it; all that its kind gives at first where it asks for nothing. What its
+// kind does not give at first only an operator gives, now or when the task asks:
+// else whoever was refused it could name it in the next task.
+func startScope(kind TaskKind, rows []authz.ScopeRow, whole bool) (*authz.Scope, error) {
 	asked, err := authz.NewScope(rows)
-	if err != nil {
+	switch {
+	case err != nil:
 		return nil, err
+	case len(rows) == 0 && kind.Initial != nil:
+		return kind.Initial, nil
+	case len(rows) == 0:
+		return kind.Scope, nil
+	case whole || kind.Initial == nil:
+		return asked.Narrow(kind.Scope)
 	}
-	return asked.Narrow(kind.Scope)
+	if asked, err = asked.Within(kind.Initial.Named("a new task of kind " + kind.Name)); err != nil && kind.Escalate > 0 {
+		return nil, fmt.Errorf("%w; a task can ask for more while it runs", err)
+	}
+	return asked, err
 }
 
 // below puts a task under its parent: never wider, never longer, never for

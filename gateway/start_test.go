@@ -67,6 +67,10 @@ func TestWhatDoesNotStart(t *testing.T) {
 		{"for a name it made up", "key", func(s *gateway.TaskSpec) { s.Principal = "agent:A" }, gateway.Denied, "for itself only"},
 		{"with a label that is text", "key", func(s *gateway.TaskSpec) { s.Labels = []string{"a b"} }, gateway.BadArguments, "labels"},
 		{"with an approver that is none", "key", func(s *gateway.TaskSpec) { s.Approvers = []string{"role:x"} }, gateway.BadArguments, "approvers"},
+		{"with an approver who is nobody", "key", func(s *gateway.TaskSpec) { s.Approvers = []string{"bob", "nobody"} }, gateway.BadArguments, "approvers: nobody is no operator"},
+		{"with an approver who only looks on", "key", func(s *gateway.TaskSpec) { s.Approvers = []string{"vic"} }, gateway.BadArguments, "vic is no operator who may answer"},
+		{"with an approver who does not answer", "key", func(s *gateway.TaskSpec) { s.Approvers = []string{"root"} }, gateway.BadArguments, "root is no operator who may answer"},
+		{"with a group of nobody", "key", func(s *gateway.TaskSpec) { s.Approvers = []string{"group:finance"} }, gateway.BadArguments, "group:finance is no operator"},
 		{"unbound, of a bound kind", "key", func(s *gateway.TaskSpec) { s.Kind = "bound" }, gateway.Denied, "bound to a key"},
 		{"by an operator's name as a workload", "operator", func(*gateway.TaskSpec) {}, gateway.Unidentified, ""},
 		{"by nobody", "nobody", func(*gateway.TaskSpec) {}, gateway.Unidentified, ""},
@@ -82,6 +86,40 @@ func TestWhatDoesNotStart(t *testing.T) {
 				t.Errorf("log: %s", h.Events())
 			}
 		})
+	}
+}
+
+// Whoever can answer may be named as the one who does.
+func TestApproversWhoCanAnswer(t *testing.T) {
+	h := gatewaytest.New(t)
+	task, _, err := h.StartTask(t.Context(), as("key"), spec(func(s *gateway.TaskSpec) { s.Approvers = []string{"bob", "group:sre"} }))
+	if err != nil || len(task.Approvers) != 2 {
+		t.Errorf("%v, %v", task.Approvers, err)
+	}
+}
+
+// Who names no task hears how to name one, from where it asks.
+func TestNoTaskNamed(t *testing.T) {
+	for source, want := range map[string][]string{
+		"192.0.2.1:4711":    {"Toolbroker-Task", "_meta['io.toolbroker/task']"},
+		gateway.SourceStdio: {"--task", "TOOLBROKER_TASK", "_meta['io.toolbroker/task']"},
+	} {
+		h := gatewaytest.New(t)
+		cred := as("key")
+		cred.Task, cred.Source = "", source
+		_, _, err := h.Admit(t.Context(), cred)
+		r, _ := err.(*gateway.Refusal)
+		if r == nil || r.Code != gateway.NoTask {
+			t.Fatalf("%s: %v", source, err)
+		}
+		for _, says := range want {
+			if !strings.Contains(r.Say, says) {
+				t.Errorf("%s hears %q", source, r.Say)
+			}
+		}
+		if source == gateway.SourceStdio && strings.Contains(r.Say, "header") {
+			t.Errorf("there are no headers there: %q", r.Say)
+		}
 	}
 }
 
@@ -734,7 +772,7 @@ func TestRefusedStandingTasksAreCounted(t *testing.T) {
 	h := gatewaytest.New(t, func(c *gateway.Config) { c.CallsPerSecond = 1 })
 	h.Policy.Set("p, agent:a, acme, work, files/read, call, , allow\n")
 	for range 50 {
-		if err := h.OpenSession(t.Context(), as("url-bob"), "mcp-1"); err == nil {
+		if err := h.OpenSession(t.Context(), as("url-bob"), "mcp-1", "", nil); err == nil {
 			t.Fatal("opened")
 		}
 	}

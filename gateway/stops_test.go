@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -40,6 +42,8 @@ func TestStops(t *testing.T) {
 				_, err := h.Handle(t.Context(), gatewaytest.Call(bearer, "files__read", `{}`), nil)
 				if may != (err == nil) || !may && gateway.CodeOf(err) != gateway.NoTask {
 					t.Errorf("%s: %v", bearer, err)
+				} else if r, is := err.(*gateway.Refusal); is && !strings.Contains(r.Say, "an operator stopped this") {
+					t.Errorf("%s hears %q", bearer, r.Say)
 				}
 			}
 			_, _, err := h.StartTask(t.Context(), as("key"), spec())
@@ -104,7 +108,7 @@ func TestStopRights(t *testing.T) {
 func TestClosing(t *testing.T) {
 	h := gatewaytest.New(t)
 	h.RecordClosings()
-	if err := h.OpenSession(t.Context(), as("a"), "mcp-1"); err != nil {
+	if err := h.OpenSession(t.Context(), as("a"), "mcp-1", "", nil); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := ask(h, "files__write", `{"path":"x"}`); gateway.CodeOf(err) != gateway.PendingApproval {
@@ -122,7 +126,7 @@ func TestClosing(t *testing.T) {
 	done := make(chan error)
 	go func() { _, err := ask(h, "files__slow", `{}`); done <- err }()
 	<-running
-	if _, err := h.TaskEnd(t.Context(), h.Operators.Op("bob"), "acme", "task-a"); err != nil {
+	if _, err := h.TaskEnd(t.Context(), h.Operators.Op("alice"), "acme", "task-a"); err != nil {
 		t.Fatal(err)
 	}
 	if err := <-done; gateway.CodeOf(err) != gateway.NoTask {
@@ -140,6 +144,45 @@ func TestClosing(t *testing.T) {
 	}
 	if closing.Calls != 1 || closing.Approvals != 1 || closing.Sessions != 1 || len(closing.Unproven) != 0 || closing.Why != "it was ended" {
 		t.Errorf("closing %+v", closing)
+	}
+	if n := closing.Names; len(n.Approvals) != 1 || !slices.Equal(n.Links, []string{"files"}) || closing.Links != 1 {
+		t.Errorf("names %+v", n)
+	}
+}
+
+// What is left downstream is named by its server, once, and what was given up is
+// said to be so and not counted.
+func TestClosingNamesServers(t *testing.T) {
+	h := gatewaytest.New(t)
+	h.RecordClosings()
+	h.Servers.Ends = &gateway.LinkEnds{Gone: []string{"a", "a"}, Open: []string{"b", "b"}, Lost: []string{"c", "c"}}
+	task, _ := h.Tasks.Get(t.Context(), "acme", "task-a")
+	c := h.CloseHere(t.Context(), task)
+	if c.Links != 2 || !slices.Equal(c.Names.Links, []string{"a"}) ||
+		!slices.Equal(c.Unproven, []string{"sessions or children of server b"}) ||
+		!slices.Equal(c.Lost, []string{"sessions of server c, which did not confirm their end"}) {
+		t.Errorf("%+v", c)
+	}
+	if _, err := h.TaskEnd(t.Context(), h.Operators.Op("root"), "acme", "task-a"); err != nil {
+		t.Fatal(err)
+	}
+	h.Tasks.Settle()
+	for _, e := range h.Lines() {
+		if e.Closing != nil && !slices.Contains(e.Closing.Unproven, c.Lost[0]) {
+			t.Errorf("%+v", e.Closing)
+		}
+	}
+}
+
+// However much there was, a closing names 20 of each sort.
+func TestClosingNamesFew(t *testing.T) {
+	var all gateway.Closing
+	for i := range 100 {
+		id := []string{fmt.Sprintf("%03d", i%50)}
+		all = all.Add(gateway.Closing{Children: 1, Names: gateway.Names{Approvals: id, Leases: id, Links: id, Children: id}})
+	}
+	if n := all.Names; all.Children != 100 || len(n.Approvals) != 20 || len(n.Leases) != 20 || len(n.Links) != 20 || len(n.Children) != 20 || n.Children[19] != "019" {
+		t.Errorf("%d: %+v", all.Children, n)
 	}
 }
 

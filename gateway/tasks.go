@@ -117,17 +117,19 @@ func (g *Gateway) end(ctx context.Context, t Task, by string, who Fact) (Task, e
 func (g *Gateway) CloseHere(ctx context.Context, t Task) Closing {
 	defer g.unguardTask(t)
 	defer g.wider.Delete(t.Tenant + "/" + t.ID)
-	var c Closing
-	var err error
-	if c.Links, err = g.Servers.EndTask(ctx, t.Tenant, t.ID); err != nil {
-		g.Logger.Error("downstream sessions of an ended task not closed yet", "task", t.ID, "err", err)
-		c.Unproven = append(c.Unproven, "downstream sessions or children")
+	links := g.Servers.EndTask(ctx, t.Tenant, t.ID)
+	c := Closing{Links: len(links.Gone), Names: Names{Links: links.Gone}}
+	for _, server := range links.Open {
+		c.Unproven = append(c.Unproven, "sessions or children of server "+server)
+	}
+	for _, server := range links.Lost {
+		c.Lost = append(c.Lost, "sessions of server "+server+", which did not confirm their end")
 	}
 	left := g.landed(ctx, t)
 	if c.Calls = max(0, g.cut(t)-left); left > 0 {
 		c.Unproven = append(c.Unproven, fmt.Sprintf("%d calls under way", left))
 	}
-	return c
+	return Closing{}.Add(c) // so that nothing is said twice
 }
 
 // CloseShared closes what a task has in what replicas share: what waits for
@@ -142,13 +144,16 @@ func (g *Gateway) CloseShared(ctx context.Context, t Task) Closing {
 			c.Unproven = append(c.Unproven, what)
 		}
 	}
-	c.Approvals, err = g.Approvals.Cancel(ctx, t.Tenant, t.ID)
+	c.Names.Approvals, err = g.Approvals.Cancel(ctx, t.Tenant, t.ID)
 	unproven("approval requests", err)
-	c.Leases, err = g.Leases.EndTask(ctx, t.Tenant, t.ID)
+	c.Names.Leases, err = g.Leases.EndTask(ctx, t.Tenant, t.ID)
 	unproven("credentials", err)
+	c.Approvals, c.Leases = len(c.Names.Approvals), len(c.Names.Leases)
 	c.Sessions, err = g.Sessions.EndTask(ctx, t.Tenant, t.ID)
 	unproven("the agent's sessions", err)
-	return c
+	_, err = g.Handles.EndTask(ctx, t.Tenant, t.ID)
+	unproven("calls kept for later", err)
+	return Closing{}.Add(c)
 }
 
 // flights are a task's calls under way on this replica.

@@ -231,22 +231,21 @@ func (a *Approvals) reserved(ctx context.Context, g gateway.Grant, what string, 
 }
 
 // Cancel implements [gateway.Approvals], for a task that is over: nothing can be
-// asked for it afterwards. It says how many it ended. A crash in between leaves requests that expire; a
+// asked for it afterwards. It returns the ids of what it ended. A crash in between leaves requests that expire; a
 // repeat cancels the rest.
-func (a *Approvals) Cancel(ctx context.Context, tenant, task string) (int, error) {
+func (a *Approvals) Cancel(ctx context.Context, tenant, task string) (ended []string, _ error) {
 	over, err := a.Store.Key(tenant, redis.ApprovalsOver, task)
 	if err != nil {
-		return 0, fmt.Errorf("cancel approvals: %w", err)
+		return nil, fmt.Errorf("cancel approvals: %w", err)
 	}
 	open, err := a.Store.Key(tenant, redis.ApprovalsTask, task)
 	if err != nil {
-		return 0, fmt.Errorf("cancel approvals: %w", err)
+		return nil, fmt.Errorf("cancel approvals: %w", err)
 	}
 	reply, err := a.Store.Run(ctx, finish, []redis.Key{over, open}, remembered.Milliseconds())
 	if err != nil {
-		return 0, fmt.Errorf("cancel approvals: %w", err)
+		return nil, fmt.Errorf("cancel approvals: %w", err)
 	}
-	n := 0
 	var failed error
 	for _, id := range reply[1:] {
 		_, err := a.step(ctx, ref{tenant, id}, "cancel", func(r *record, now time.Time) bool {
@@ -254,12 +253,12 @@ func (a *Approvals) Cancel(ctx context.Context, tenant, task string) (int, error
 			return r.Request.TaskID == task
 		})
 		if err == nil {
-			n++
+			ended = append(ended, id)
 		} else if !errors.Is(err, gateway.ErrNotNow) && !errors.Is(err, gateway.ErrNotFound) {
 			failed = errors.Join(failed, err)
 		}
 	}
-	return n, failed
+	return ended, failed
 }
 
 // settled returns a request as time has left it, and writes that down first.

@@ -58,11 +58,14 @@ func (a *Approvals) send(ctx context.Context, e redis.Entry) error {
 		a.Log.ErrorContext(ctx, "an entry in the outbox was not made by us, and is dropped", "tenant", e.Tenant)
 		return nil
 	}
-	r := f.Request
+	r, task := f.Request, f.Request.AskedOn()
+	if state == gateway.ApprovalCancelled {
+		task.State = gateway.TaskEnding // that is what cancels
+	}
 	err = a.Recorder.Durable(ctx, gateway.Fact{
 		Type: facts[state], Tenant: r.Tenant, Key: r.ID + ":" + string(state), At: f.At, Approval: &r,
 		Principal: &gateway.Principal{ID: r.Principal, Tenant: r.Tenant, OnBehalfOf: r.OnBehalfOf, Owner: r.Owner, Chain: r.Chain},
-		Task:      &gateway.Task{ID: r.TaskID, Tenant: r.Tenant, Kind: r.TaskKind, Purpose: r.Purpose, Owner: r.TaskOwner, OnBehalfOf: r.TaskFor},
+		Task:      &task,
 		Tool:      &gateway.Tool{Server: r.Server, Name: r.Tool, Hash: r.Definition},
 	})
 	if err != nil {

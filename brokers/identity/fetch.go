@@ -162,6 +162,15 @@ func safeURL(u *url.URL) bool {
 	return u.Scheme == "https" || u.Scheme == "http" && (u.Hostname() == "localhost" || ip != nil && ip.IsLoopback())
 }
 
+// CheckKeys says what is wrong with a file of an issuer's keys; nil is nothing.
+func CheckKeys(path string) error {
+	text, err := readFile(path)
+	if err == nil {
+		_, err = parseKeys(text)
+	}
+	return err
+}
+
 // readFile reads a file of bounded size.
 func readFile(path string) ([]byte, error) {
 	f, err := os.Open(path)

@@ -134,6 +134,16 @@ func (o *Operators) Human(name string) (gateway.Operator, bool) {
 	return op.Operator, ok
 }
 
+// Answers implements [gateway.Operators].
+func (o *Operators) Answers(tenant, approver string) bool {
+	for _, op := range o.byName {
+		if op.Operator.Answers(tenant, approver) {
+			return true
+		}
+	}
+	return false
+}
+
 // Login implements [gateway.Operators]. A try counts before the password is
 // looked at, so that many at once are no more than many in turn.
 func (o *Operators) Login(ctx context.Context, name string, password gateway.Secret, source string) (gateway.Secret, gateway.Operator, error) {

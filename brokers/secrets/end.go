@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"toolbroker/gateway"
@@ -37,11 +36,11 @@ func (b *Broker) GiveBack(ctx context.Context, l gateway.Lease) error {
 }
 
 // EndTask ends all leases of a task, whichever replica issued them, lets no more
-// be issued for it, and says how many it saw end. An error means that some end is
+// be issued for it, and returns the binding of each that it saw end. An error means that some end is
 // not proven yet: that is on record, and the worker goes on with it.
-func (b *Broker) EndTask(ctx context.Context, tenant, task string) (int, error) {
+func (b *Broker) EndTask(ctx context.Context, tenant, task string) ([]string, error) {
 	if b.ledger == nil || task == "" {
-		return 0, nil
+		return nil, nil
 	}
 	ids, err := b.ledger.over(ctx, tenant, task)
 	if err != nil { // no ledger: then at least ours
@@ -53,15 +52,33 @@ func (b *Broker) EndTask(ctx context.Context, tenant, task string) (int, error) 
 		}
 		b.mu.Unlock()
 	}
-	var open atomic.Int64
+	var mu sync.Mutex
+	var ended []string
 	failed := endAll(ids, 8, func(id string) error {
+		of := b.bindingOf(ctx, tenant, id)
 		err := b.endNow(ctx, tenant, id)
-		if err != nil {
-			open.Add(1)
+		if err == nil {
+			mu.Lock()
+			defer mu.Unlock()
+			ended = append(ended, of)
 		}
 		return err
 	})
-	return len(ids) - int(open.Load()), errors.Join(err, failed)
+	return ended, errors.Join(err, failed)
+}
+
+// bindingOf says which binding a lease is of, if that can still be read.
+func (b *Broker) bindingOf(ctx context.Context, tenant, id string) string {
+	b.mu.Lock()
+	v := b.live[id]
+	b.mu.Unlock()
+	if v != nil {
+		return v.record.Binding
+	}
+	if r, err := b.ledger.get(ctx, tenant, id); err == nil && r != nil {
+		return r.Binding
+	}
+	return "unknown"
 }
 
 // endNow ends a lease while somebody waits, who need not wait to its end.

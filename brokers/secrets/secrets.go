@@ -125,7 +125,7 @@ func New(c Config) (*Broker, error) {
 	}
 	b.Bindings = slices.Clone(c.Bindings)
 	for i := range b.Bindings {
-		if err := b.Bindings[i].check(); err != nil {
+		if err := b.Bindings[i].Check(); err != nil {
 			return nil, fmt.Errorf("secrets: server %q: %w", b.Bindings[i].Server, err)
 		}
 		for j := range i {
@@ -216,7 +216,8 @@ var (
 	variable = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
 )
 
-func (d *Binding) check() error {
+// Check says what is wrong with a binding as it is written; it asks no Vault.
+func (d *Binding) Check() error {
 	switch {
 	case !redis.ValidID(d.Server):
 		return errors.New("no server, or not a name of [a-z0-9-]{1,64}")

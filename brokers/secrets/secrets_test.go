@@ -474,7 +474,7 @@ func TestConfig(t *testing.T) {
 }
 
 func endTask(t *testing.T, b interface {
-	EndTask(context.Context, string, string) (int, error)
+	EndTask(context.Context, string, string) ([]string, error)
 }) error {
 	_, err := b.EndTask(t.Context(), "acme", "task-1")
 	return err

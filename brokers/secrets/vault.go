@@ -32,13 +32,6 @@ type vault struct {
 }
 
 func newVault(c Vault) (*vault, error) {
-	u, err := url.Parse(c.Address)
-	if err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") || u.User != nil {
-		return nil, errors.New("secrets: the Vault address must be an http or https URL without a user")
-	}
-	if u.Scheme == "http" && !loopback(u.Hostname()) {
-		return nil, errors.New("secrets: plain http to Vault is for loopback only; use https")
-	}
 	if err := c.Auth.check(); err != nil {
 		return nil, err
 	}
@@ -48,18 +41,34 @@ func newVault(c Vault) (*vault, error) {
 	if strings.Contains(c.TokenRole, "/") {
 		return nil, errors.New("secrets: a token role is one name")
 	}
+	client, err := dial(c.Address, c.CAFile, c.Namespace)
+	if err != nil {
+		return nil, err
+	}
+	return &vault{Vault: c, client: client, keeper: newKeeper()}, nil
+}
+
+// dial makes a client of a Vault, without a token. It speaks to nobody yet.
+func dial(address, caFile, namespace string) (*api.Client, error) {
+	u, err := url.Parse(address)
+	if err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") || u.User != nil {
+		return nil, errors.New("secrets: the Vault address must be an http or https URL without a user")
+	}
+	if u.Scheme == "http" && !loopback(u.Hostname()) {
+		return nil, errors.New("secrets: plain http to Vault is for loopback only; use https")
+	}
 	trust := &tls.Config{MinVersion: tls.VersionTLS12}
-	if c.CAFile != "" {
-		pem, err := os.ReadFile(c.CAFile)
+	if caFile != "" {
+		pem, err := os.ReadFile(caFile)
 		if err != nil {
 			return nil, fmt.Errorf("secrets: Vault's CA: %w", err)
 		}
 		if trust.RootCAs = x509.NewCertPool(); !trust.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("secrets: no certificate in %s", c.CAFile)
+			return nil, fmt.Errorf("secrets: no certificate in %s", caFile)
 		}
 	}
 	client, err := api.NewClient(&api.Config{
-		Address: c.Address, MaxRetries: 0, Timeout: callTimeout,
+		Address: address, MaxRetries: 0, Timeout: callTimeout,
 		HttpClient: &http.Client{
 			Transport: &http.Transport{TLSClientConfig: trust, ForceAttemptHTTP2: true, MaxIdleConnsPerHost: 16,
 				IdleConnTimeout: 90 * time.Second, TLSHandshakeTimeout: callTimeout},
@@ -73,10 +82,10 @@ func newVault(c Vault) (*vault, error) {
 	client.ClearToken()
 	client.SetHeaders(http.Header{api.RequestHeaderName: {"true"}})
 	client.SetWrappingLookupFunc(func(string, string) string { return "" })
-	if c.Namespace != "" {
-		client.SetNamespace(c.Namespace)
+	if namespace != "" {
+		client.SetNamespace(namespace)
 	}
-	return &vault{Vault: c, client: client, keeper: newKeeper()}, nil
+	return client, nil
 }
 
 // A child is a token of one lease: whatever was issued under it falls with it.

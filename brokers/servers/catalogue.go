@@ -2,6 +2,7 @@ package servers
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -30,68 +31,173 @@ var toolName = regexp.MustCompile(`^[A-Za-z0-9_.-]{1,128}$`)
 // A catalogue is what one tenant sees of all its servers. It never changes; a
 // new listing makes a new one.
 type catalogue struct {
+	shelves map[gateway.Sort]*shelf
+	from    []*listing
+}
+
+// A shelf is what there is of one sort.
+type shelf struct {
 	tools  []gateway.Tool // sorted by alias
 	byName map[string]int
+}
+
+func (c *catalogue) shelf(of gateway.Sort) *shelf {
+	if s := c.shelves[cmp.Or(of, gateway.SortTool)]; s != nil {
+		return s
+	}
+	return &shelf{}
 }
 
 // A listing is what one server offers, as last seen. Its tools are good; what
 // was wrong with the others stands in dropped.
 type listing struct {
+	s       *server
 	tools   []gateway.Tool
-	raw     []json.RawMessage // of each tool, as the server wrote it
-	dropped []string          // why each withheld tool is, in words
+	raw     []json.RawMessage         // of each tool, as the server wrote it
+	dropped []string                  // why each withheld tool is, in words
+	reads   bool                      // the server says that it has resources
+	named   map[string]bool           // aliases of the resources that it lists, good ones or not
+	covers  map[string]*regexp.Regexp // what the URIs of its templates look like, by name
+
+	instructions []gateway.Tool // what the server said at its greeting, if anything
 }
 
 // hash names the whole of a listing.
 func (l *listing) hash() string {
 	h := sha256.New()
 	for _, t := range l.tools {
+		if t.Sort != "" {
+			fmt.Fprintf(h, "%s ", t.Sort)
+		}
 		fmt.Fprintf(h, "%s %s\n", t.Name, t.Hash)
 	}
 	return "sha256:" + hex.EncodeToString(h.Sum(nil))
 }
 
-// list asks a server for its tools, all pages. What is in prev with the same
-// bytes is taken from there.
-func (s *server) list(ctx context.Context, l link, e era, prev *listing) (*listing, error) {
-	found := &listing{}
+// counts says in words what a listing holds.
+func (l *listing) counts() string {
+	n := map[gateway.Sort]int{}
+	for _, t := range l.tools {
+		n[cmp.Or(t.Sort, gateway.SortTool)]++
+	}
+	words := []string{fmt.Sprintf("%d tools", n[gateway.SortTool])}
+	for _, k := range kinds[1:] {
+		if n[k.sort] > 0 {
+			words = append(words, fmt.Sprintf("%d %s", n[k.sort], k.words))
+		}
+	}
+	return strings.Join(words, ", ")
+}
+
+// kinds is what servers list, and how.
+var kinds = []struct {
+	sort                gateway.Sort
+	method, member, key string
+	words               string
+}{
+	{gateway.SortTool, "tools/list", "tools", "name", "tools"},
+	{gateway.SortResource, "resources/list", "resources", "uri", "resources"},
+	{gateway.SortTemplate, "resources/templates/list", "resourceTemplates", "uriTemplate", "templates"},
+	{gateway.SortPrompt, "prompts/list", "prompts", "name", "prompts"},
+}
+
+// lists reports whether a server says that it has things of a sort. One that says
+// of nothing has tools.
+func (c capabilities) lists(of gateway.Sort) bool {
+	switch of {
+	case gateway.SortResource, gateway.SortTemplate:
+		return c.Resources != nil
+	case gateway.SortPrompt:
+		return c.Prompts != nil
+	}
+	return c.Tools != nil || c.Resources == nil && c.Prompts == nil
+}
+
+// list asks a server what it offers, all pages of every sort that it says it has.
+// What is in prev with the same bytes is taken from there. A list of tools that is
+// no good fails the whole; another is left out, and said to be.
+func (s *server) list(ctx context.Context, l link, g greeting, prev *listing) (*listing, error) {
+	found := &listing{s: s, reads: g.can.Resources != nil, named: map[string]bool{}, covers: map[string]*regexp.Regexp{}}
+	for i, k := range kinds {
+		if !g.can.lists(k.sort) {
+			continue
+		}
+		n := len(found.tools)
+		err := s.pages(ctx, l, g.era, i, func(raw json.RawMessage) { found.add(k.sort, raw, prev) })
+		switch bad, ok := errors.AsType[errList](err); {
+		case err == nil:
+		case !ok || k.sort == gateway.SortTool:
+			return nil, err
+		case bad.code == codeMethod: // it has none of this sort after all
+		default:
+			found.tools, found.raw = found.tools[:n], found.raw[:n]
+			found.dropped = append(found.dropped, err.Error())
+		}
+	}
+	return found, nil
+}
+
+// codeMethod is what a server says that does not know a method.
+const codeMethod = -32601
+
+// An errList says what is wrong with a list that a server answered.
+type errList struct {
+	what string
+	code int64 // the server's, where it refused
+}
+
+func (e errList) Error() string { return e.what }
+
+// pages asks for one list, and hands on each definition in it.
+func (s *server) pages(ctx context.Context, l link, e era, of int, add func(json.RawMessage)) error {
+	k := kinds[of]
 	cursors := map[string]bool{}
+	n := 0
 	for cursor := ""; ; {
-		var parts [][]byte
+		var b builder
 		if cursor != "" {
-			quoted, err := jsontext.AppendQuote([]byte(`"cursor":`), cursor)
-			if err != nil {
-				return nil, errRubbish
-			}
-			parts = append(parts, quoted)
+			b.text("cursor", cursor)
 		}
 		if e == modernEra {
-			parts = append(parts, slices.Concat([]byte(`"_meta":{`), s.meta, []byte("}")))
+			b.raw("_meta", slices.Concat([]byte("{"), modernMeta(s.version, nil, ""), []byte("}")))
 		}
-		m, err := l.do(ctx, call{method: "tools/list", params: slices.Concat([]byte("{"), bytes.Join(parts, []byte(",")), []byte("}"))})
+		if b.err != nil {
+			return errRubbish
+		}
+		m, err := l.do(ctx, call{method: k.method, params: b.done()})
 		if err != nil {
-			return nil, err
+			return err
 		}
 		if m.fault != nil {
-			return nil, fmt.Errorf("the server refused to list its tools, with error %d", faultCode(m.fault))
+			code := faultCode(m.fault)
+			return errList{fmt.Sprintf("the server refused to list its %s, with error %d", k.words, code), code}
 		}
-		var page struct {
-			Tools []jsontext.Value `json:"tools"`
-			Next  string           `json:"nextCursor"`
+		var page map[string]jsontext.Value
+		if err := jsonv2.Unmarshal(m.result, &page); err != nil {
+			return errList{what: "the server's list of " + k.words + " is not one"}
 		}
-		if err := jsonv2.Unmarshal(m.result, &page); err != nil || page.Tools == nil {
-			return nil, errors.New("the server's list of tools is not one")
+		all, err := elements(page[k.member])
+		if err != nil {
+			return errList{what: "the server's list of " + k.words + " is not one"}
 		}
-		for _, raw := range page.Tools {
-			if found.add(s, json.RawMessage(raw), prev); len(found.tools)+len(found.dropped) > maxTools {
-				return nil, errors.New("the server lists too many tools")
+		for _, raw := range all {
+			if n++; n > maxTools {
+				return errList{what: "the server lists too many " + k.words}
 			}
+			add(json.RawMessage(raw.value))
 		}
-		if page.Next == "" {
-			return found, nil
+		next, ok := "", true
+		if v, there := page["nextCursor"]; there && v.Kind() != 'n' {
+			next, ok = word(json.RawMessage(v))
 		}
-		if cursor = page.Next; cursors[cursor] || len(cursors) >= maxPages {
-			return nil, errors.New("the server's list of tools does not end")
+		if !ok {
+			return errList{what: "the server's list of " + k.words + " is not one"}
+		}
+		if next == "" {
+			return nil
+		}
+		if cursor = next; cursors[cursor] || len(cursors) >= maxPages {
+			return errList{what: "the server's list of " + k.words + " does not end"}
 		}
 		cursors[cursor] = true
 	}
@@ -119,19 +225,40 @@ func (l *listing) withhold(secrets []gateway.Secret) {
 }
 
 // add takes one definition, or the reason why it is withheld.
-func (l *listing) add(s *server, raw json.RawMessage, prev *listing) {
+func (l *listing) add(of gateway.Sort, raw json.RawMessage, prev *listing) {
 	if prev != nil {
-		if i := slices.IndexFunc(prev.raw, func(r json.RawMessage) bool { return bytes.Equal(r, raw) }); i >= 0 {
-			l.tools, l.raw = append(l.tools, prev.tools[i]), append(l.raw, prev.raw[i])
+		i := slices.IndexFunc(prev.raw, func(r json.RawMessage) bool { return bytes.Equal(r, raw) })
+		if i >= 0 && cmp.Or(prev.tools[i].Sort, gateway.SortTool) == of {
+			l.take(prev.tools[i], raw, prev.covers[prev.tools[i].Name])
 			return
 		}
 	}
-	t, err := s.define(raw)
+	var t gateway.Tool
+	var covers *regexp.Regexp
+	var err error
+	if of == gateway.SortTool {
+		t, err = l.s.define(raw)
+	} else {
+		t, covers, err = l.s.defineOther(of, raw)
+	}
 	if err != nil {
+		if of == gateway.SortResource && (l.s.space != "" || !l.s.foreign(t.Name)) { // what is another's it cannot withhold
+			l.named[t.Alias] = true
+		}
 		l.dropped = append(l.dropped, fmt.Sprintf("%s: %v", strconv.QuoteToASCII(clip(t.Name)), err))
 		return
 	}
+	l.take(t, raw, covers)
+}
+
+func (l *listing) take(t gateway.Tool, raw json.RawMessage, covers *regexp.Regexp) {
 	l.tools, l.raw = append(l.tools, t), append(l.raw, raw)
+	switch t.Sort {
+	case gateway.SortResource:
+		l.named[t.Alias] = true
+	case gateway.SortTemplate:
+		l.covers[t.Name] = covers
+	}
 }
 
 // define makes a tool out of a definition. When it cannot, the tool holds the
@@ -143,12 +270,15 @@ func (s *server) define(raw json.RawMessage) (gateway.Tool, error) {
 		return gateway.Tool{}, errors.New("its definition is not an object")
 	}
 	var name, schema *member
+	t := gateway.Tool{}
 	for i := range all {
 		switch all[i].name {
 		case "name":
 			name = &all[i]
 		case "inputSchema":
 			schema = &all[i]
+		case "outputSchema":
+			t.Promise = promise(all[i].value)
 		}
 	}
 	if name == nil || jsontext.Value(name.value).Kind() != '"' {
@@ -158,7 +288,7 @@ func (s *server) define(raw json.RawMessage) (gateway.Tool, error) {
 	if err != nil {
 		return gateway.Tool{}, errors.New("it has no name")
 	}
-	t := gateway.Tool{Name: string(unquoted)}
+	t.Name = string(unquoted)
 	none := gateway.Tool{Name: t.Name}
 	if !toolName.MatchString(t.Name) {
 		return none, errors.New("its name is not made of 1 to 128 of A-Z a-z 0-9 _ . -")
@@ -182,35 +312,176 @@ func (s *server) define(raw json.RawMessage) (gateway.Tool, error) {
 	sum := sha256.Sum256(canonical)
 	t.Hash = "sha256:" + hex.EncodeToString(sum[:])
 	t.Schema = schema.value
-	t.Definition = slices.Concat(raw[:name.at], []byte(`"`+t.Alias+`"`), raw[name.at+len(name.value):])
+	t.Definition = s.renameUI(slices.Concat(raw[:name.at], []byte(`"`+t.Alias+`"`), raw[name.at+len(name.value):]))
 	t.Server, t.Kind, t.Addr = s.Name, s.kind, s.addr
 	t.Meta, t.Class, t.Target = s.Meta, s.Class, s.TargetArg
 	return t, nil
 }
 
-// merge makes a tenant's catalogue out of its servers' listings, and names the
-// tools that are withheld because two claim one alias.
-func merge(listings []*listing) (*catalogue, []gateway.Tool) {
-	claims := map[string]int{}
-	for _, l := range listings {
-		for _, t := range l.tools {
-			claims[t.Alias]++
+// defineOther makes a resource, a template or a prompt out of a definition. When it
+// cannot, what it returns holds the name alone, if there is one.
+func (s *server) defineOther(of gateway.Sort, raw json.RawMessage) (gateway.Tool, *regexp.Regexp, error) {
+	key := "name"
+	for _, k := range kinds {
+		if k.sort == of {
+			key = k.key
 		}
 	}
-	c := &catalogue{byName: make(map[string]int, len(claims))}
+	raw = scrub(bytes.Clone(raw), "_meta")
+	all, err := members(raw)
+	if err != nil {
+		return gateway.Tool{}, nil, errors.New("its definition is not an object")
+	}
+	i := slices.IndexFunc(all, func(m member) bool { return m.name == key })
+	if i < 0 {
+		return gateway.Tool{}, nil, fmt.Errorf("it has no %s", key)
+	}
+	name, ok := word(all[i].value)
+	if !ok {
+		return gateway.Tool{}, nil, fmt.Errorf("it has no %s", key)
+	}
+	t := gateway.Tool{Sort: of, Name: name, Alias: s.space + name}
+	if of == gateway.SortPrompt {
+		t.Alias = s.prefix + name
+	}
+	none := gateway.Tool{Name: t.Name, Alias: t.Alias}
+	var covers *regexp.Regexp
+	switch of {
+	case gateway.SortPrompt:
+		if !toolName.MatchString(name) || len(t.Alias) > 128 {
+			err = errors.New("its name is not made of 1 to 128 of A-Z a-z 0-9 _ . -, with the server's prefix")
+		}
+	case gateway.SortResource:
+		err = listable(name)
+	case gateway.SortTemplate:
+		covers, err = goodTemplate(name)
+	}
+	if err == nil && of != gateway.SortPrompt && s.space == "" && s.foreign(name) {
+		err = errors.New("its URI is in the name space of another server")
+	}
+	if err == nil && depth(raw) > maxResultDepth {
+		err = errors.New("its definition is nested too deep")
+	}
+	if err != nil {
+		return none, nil, err
+	}
+	canonical := jsontext.Value(bytes.Clone(raw))
+	if err := canonical.Canonicalize(); err != nil {
+		return none, nil, errors.New("its definition has no canonical form")
+	}
+	quoted, err := jsontext.AppendQuote(nil, t.Alias)
+	if err != nil {
+		return none, nil, errors.New("its name is not text")
+	}
+	t.Hash = digest(canonical)
+	t.Definition = slices.Concat(raw[:all[i].at], quoted, raw[all[i].end:])
+	s.fill(&t)
+	return t, covers, nil
+}
+
+func digest(canonical []byte) string {
+	sum := sha256.Sum256(canonical)
+	return "sha256:" + hex.EncodeToString(sum[:])
+}
+
+// fill says of a thing what its server says of all.
+func (s *server) fill(t *gateway.Tool) {
+	t.Server, t.Kind, t.Addr = s.Name, s.kind, s.addr
+	t.Meta, t.Class = s.Meta, s.Class
+}
+
+// foreign reports whether a URI is in the name space of any server.
+func (s *server) foreign(uri string) bool {
+	space, _, ok := strings.Cut(uri, "+")
+	return ok && s.spaces[space+"+"] != ""
+}
+
+// find finds a thing by the name agents see.
+func (c *catalogue) find(of gateway.Sort, alias string) (gateway.Tool, bool) {
+	s := c.shelf(of)
+	if i, ok := s.byName[alias]; ok {
+		return s.tools[i], true
+	}
+	if of != gateway.SortResource || len(alias) > 2*maxURI {
+		return gateway.Tool{}, false
+	}
+	return c.unlisted(alias)
+}
+
+// unlisted finds a resource that no server lists: in a server's name space, or by
+// one server's templates where it has none. One that a server lists and that is
+// withheld is not found this way either.
+func (c *catalogue) unlisted(alias string) (found gateway.Tool, ok bool) {
+	for _, l := range c.from {
+		if l.s == nil || !l.reads || l.named[alias] {
+			if l.named[alias] {
+				return gateway.Tool{}, false
+			}
+			continue
+		}
+		uri, ours := strings.CutPrefix(alias, l.s.space)
+		template, covered := l.template(uri)
+		if !ours || l.s.space == "" && !covered || goodURI(uri) != nil {
+			continue
+		}
+		if ok {
+			return gateway.Tool{}, false // two claim it
+		}
+		found, ok = gateway.Tool{Sort: gateway.SortResource, Name: uri, Alias: alias, Hash: template.Hash}, true
+		if !covered {
+			found.Hash = digest([]byte(uri))
+		}
+		l.s.fill(&found)
+	}
+	return found, ok
+}
+
+// template is the first of a listing's that covers a URI.
+func (l *listing) template(uri string) (gateway.Tool, bool) {
+	for _, t := range l.tools {
+		if t.Sort == gateway.SortTemplate && l.covers[t.Name].MatchString(uri) {
+			return t, true
+		}
+	}
+	return gateway.Tool{}, false
+}
+
+// merge makes a tenant's catalogue out of its servers' listings, and names the
+// things that are withheld because two of a sort claim one alias.
+func merge(listings []*listing) (*catalogue, []gateway.Tool) {
+	type claim struct {
+		sort  gateway.Sort
+		alias string
+	}
+	of := func(t gateway.Tool) claim { return claim{cmp.Or(t.Sort, gateway.SortTool), t.Alias} }
+	claims := map[claim]int{}
+	for _, l := range listings {
+		for _, t := range l.tools {
+			claims[of(t)]++
+		}
+	}
+	c := &catalogue{shelves: map[gateway.Sort]*shelf{}, from: listings}
 	var withheld []gateway.Tool
 	for _, l := range listings {
 		for _, t := range l.tools {
-			if claims[t.Alias] > 1 {
+			k := of(t)
+			if claims[k] > 1 {
 				withheld = append(withheld, t)
-			} else {
-				c.tools = append(c.tools, t)
+				continue
 			}
+			s := c.shelves[k.sort]
+			if s == nil {
+				s = &shelf{byName: map[string]int{}}
+				c.shelves[k.sort] = s
+			}
+			s.tools = append(s.tools, t)
 		}
 	}
-	slices.SortFunc(c.tools, func(a, b gateway.Tool) int { return strings.Compare(a.Alias, b.Alias) })
-	for i, t := range c.tools {
-		c.byName[t.Alias] = i
+	for _, s := range c.shelves {
+		slices.SortFunc(s.tools, func(a, b gateway.Tool) int { return strings.Compare(a.Alias, b.Alias) })
+		for i, t := range s.tools {
+			s.byName[t.Alias] = i
+		}
 	}
 	return c, withheld
 }

@@ -23,7 +23,7 @@ func TestADefinitionKeepsItsBytesButTheName(t *testing.T) {
  "properties":{"n":{"maximum":1e2}}}, "_meta":{"io.toolbroker/label":"safe","vendor":1e0},"unknown":{"name":"act"}}`
 	f := &fake{modern: true, tools: "[" + raw + "]"}
 	s, _ := start(t, Config{Servers: []Server{{Name: "x", URL: f.serve(t) + "/mcp?key=k", Meta: []string{"m"}, Class: "static", TargetArg: "n"}}})
-	tool, ok := s.Resolve("a", "x__act")
+	tool, ok := s.Resolve("a", gateway.SortTool, "x__act")
 	if !ok {
 		t.Fatal("no tool")
 	}
@@ -89,7 +89,7 @@ func TestToolsThatAreWithheld(t *testing.T) {
 				f.tools = strings.Replace(f.tools, bad, `{"name":"b ad","inputSchema":{}}`, 1)
 			}
 			s, d := start(t, Config{Servers: []Server{{Name: "x", URL: f.serve(t)}}})
-			if got := s.Tools("a"); len(got) != 1 || got[0].Name != "good" {
+			if got := s.Offered("a", gateway.SortTool); len(got) != 1 || got[0].Name != "good" {
 				t.Fatalf("offered are %v", got)
 			}
 			seen := d.await(t, "tool.definition.seen", "x", 1)
@@ -138,7 +138,7 @@ func TestListsThatAreRefused(t *testing.T) {
 			f := &fake{modern: true, before: before}
 			s, d := start(t, Config{Servers: []Server{{Name: "x", URL: f.serve(t)}, {Name: "good", URL: (&fake{}).serve(t)}}})
 			d.await(t, "server.down", "x", 1)
-			if got := s.Tools("a"); len(got) != 1 || got[0].Server != "good" {
+			if got := s.Offered("a", gateway.SortTool); len(got) != 1 || got[0].Server != "good" {
 				t.Errorf("offered are %v", got)
 			}
 		})
@@ -168,7 +168,7 @@ func TestPages(t *testing.T) {
 
 func aliases(s *Servers, tenant string) string {
 	var all []string
-	for _, t := range s.Tools(tenant) {
+	for _, t := range s.Offered(tenant, gateway.SortTool) {
 		all = append(all, t.Alias)
 	}
 	return strings.Join(all, " ")
@@ -189,7 +189,7 @@ func TestTwoClaimsToOneAliasWithholdBoth(t *testing.T) {
 	if got := aliases(s, "b"); got != "one x__act" {
 		t.Errorf("b is offered %s", got)
 	}
-	if _, ok := s.Resolve("b", "act"); ok {
+	if _, ok := s.Resolve("b", gateway.SortTool, "act"); ok {
 		t.Error("a withheld tool can be called")
 	}
 	if f := d.await(t, "tool.definition.changed", "two", 1); f.Tenant != "b" || !strings.Contains(f.Detail, "same alias") {
@@ -248,12 +248,12 @@ func TestChangesAreSeen(t *testing.T) {
 			}
 			if how == "child" { // it cannot change here; that it is asked again without a fact is enough
 				time.Sleep(100 * time.Millisecond)
-				if got := len(d.types()); got != 2 {
+				if got := strings.Count(strings.Join(d.types(), "\n"), "tool.definition."); got != 2 { // seen, for each tenant
 					t.Errorf("on record are %q", d.types())
 				}
 				return
 			}
-			was, _ := s.Resolve("a", "x__act")
+			was, _ := s.Resolve("a", gateway.SortTool, "x__act")
 			tools.Store(`[{"name":"act","description":"another","inputSchema":{}},{"name":"new","inputSchema":{}}]`)
 			change <- struct{}{}
 			if how == "beside a call" {
@@ -270,10 +270,14 @@ func TestChangesAreSeen(t *testing.T) {
 			if c := d.await(t, "tool.definition.changed", "x", 3); c.Tool.Name != "old" || c.Detail != "gone" {
 				t.Errorf("on record is %+v", c)
 			}
+			if got := aliases(s, "b"); got != "" {
+				t.Errorf("before anybody accepted them, offered are %s", got)
+			}
+			acceptAll(t, s, "a", "b")
 			if got := aliases(s, "b"); got != "x__act x__new" {
 				t.Errorf("offered are %s", got)
 			}
-			if now, _ := s.Resolve("a", "x__act"); now.Hash == was.Hash {
+			if now, _ := s.Resolve("a", gateway.SortTool, "x__act"); now.Hash == was.Hash {
 				t.Error("the changed definition is not in use")
 			}
 		})

@@ -13,7 +13,6 @@ import (
 	"os/exec"
 	"runtime"
 	"slices"
-	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -33,7 +32,6 @@ const (
 var (
 	errChildEnded   = errors.New("the child process ended")
 	errChildRubbish = unusable("the child process wrote something that is not valid JSON-RPC")
-	errChildNoise   = unusable("the child process writes too much")
 )
 
 // A child is a link to a process of our own. Its calls share it, told apart by
@@ -43,7 +41,7 @@ var (
 // left its process group. When this process is killed (kill -9), Linux ends the
 // child with it, but not what the child had started.
 type child struct {
-	s    *server
+	*desk
 	cmd  *exec.Cmd
 	in   *os.File
 	out  *os.File
@@ -51,22 +49,9 @@ type child struct {
 	send chan *outgoing
 	era  era
 
-	mu      sync.Mutex
-	waiting map[int64]*waiter
-	last    int64 // the highest id that was given out
-	noise   int64 // bytes since the last request that answered none
-	reaped  bool  // its number may be another's now
-
-	once   sync.Once
-	broken chan struct{} // closed when no call can be answered any more
-	why    error         // set before broken is closed
+	life   sync.Mutex
+	reaped bool          // its number may be another's now; life guards it
 	gone   chan struct{} // closed when the process is reaped and its pipes are closed
-}
-
-type waiter struct {
-	call   call
-	report chan json.RawMessage
-	answer chan message
 }
 
 // outgoing is a line on its way to a child.
@@ -87,8 +72,13 @@ func (s *server) launch(l *launcher, lease gateway.Lease) (*child, error) {
 	for _, name := range slices.Sorted(maps.Keys(env)) {
 		cmd.Env = append(cmd.Env, name+"="+env[name])
 	}
-	c := &child{s: s, cmd: cmd, era: modernEra, send: make(chan *outgoing, maxQueued), waiting: map[int64]*waiter{},
-		broken: make(chan struct{}), gone: make(chan struct{})}
+	program, err := s.program(cmd)
+	if err != nil {
+		return nil, fmt.Errorf("start the child process: %w", err)
+	}
+	defer program.Close()
+	cmd.SysProcAttr.Credential = s.uid
+	c := &child{desk: newDesk(s), cmd: cmd, era: modernEra, send: make(chan *outgoing, maxQueued), gone: make(chan struct{})}
 
 	var theirs []*os.File
 	closeAll := func(files ...*os.File) {
@@ -142,13 +132,14 @@ func (s *server) launch(l *launcher, lease gateway.Lease) (*child, error) {
 type launcher struct {
 	jobs chan func()
 	quit chan struct{}
+	tied error // why what it starts could gain privileges; then it starts nothing
 }
 
 func newLauncher() *launcher {
-	l := &launcher{make(chan func()), make(chan struct{})}
+	l := &launcher{jobs: make(chan func()), quit: make(chan struct{})}
 	go func() {
-		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
+		runtime.LockOSThread() // for good: nothing else of ours should run without what this thread gives up
+		l.tied = noNewPrivileges()
 		for {
 			select {
 			case job := <-l.jobs:
@@ -164,7 +155,14 @@ func newLauncher() *launcher {
 func (l *launcher) start(cmd *exec.Cmd) error {
 	done := make(chan error, 1)
 	select {
-	case l.jobs <- func() { keepOurs(); done <- cmd.Start() }:
+	case l.jobs <- func() {
+		if l.tied != nil {
+			done <- l.tied
+			return
+		}
+		keepOurs()
+		done <- cmd.Start()
+	}:
 		return <-done
 	case <-l.quit:
 		return errClosed
@@ -173,30 +171,22 @@ func (l *launcher) start(cmd *exec.Cmd) error {
 
 func (l *launcher) stop() { close(l.quit) }
 
-func (c *child) speaks() era   { return c.era }
-func (c *child) settle(string) { c.era = legacyEra }
+func (c *child) speaks() era { return c.era }
 
-func (c *child) dead() bool {
-	select {
-	case <-c.broken:
-		return true
-	default:
-		return false
-	}
+func (c *child) settle(version string, caps capabilities) {
+	c.era, c.version, c.caps = legacyEra, version, caps
 }
 
 // fail ends the child at once: after this no call can trust it.
 func (c *child) fail(why error) {
-	c.once.Do(func() {
-		c.why = why
-		close(c.broken)
+	if c.desk.fail(why) {
 		c.signal(killGroup)
-	})
+	}
 }
 
 func (c *child) signal(how func(*os.Process)) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
+	c.life.Lock()
+	defer c.life.Unlock()
 	if !c.reaped {
 		how(c.cmd.Process)
 	}
@@ -205,10 +195,10 @@ func (c *child) signal(how func(*os.Process)) {
 // reap waits for the end of the process and clears up behind it.
 func (c *child) reap(pipes *sync.WaitGroup) {
 	awaitExit(c.cmd.Process)
-	c.mu.Lock()
+	c.life.Lock()
 	killGroup(c.cmd.Process) // what it started, while its number is still its own
 	c.reaped = true
-	c.mu.Unlock()
+	c.life.Unlock()
 	_ = c.cmd.Wait()
 	// Something that left the group may hold the pipes open.
 	_ = c.out.SetReadDeadline(time.Now().Add(leftovers))
@@ -222,15 +212,18 @@ func (c *child) reap(pipes *sync.WaitGroup) {
 }
 
 // close asks the child to end, then makes it.
-func (c *child) close(ctx context.Context) {
+func (c *child) close(ctx context.Context) error {
 	c.in.Close()
 	if !c.endsWithin(ctx, politely) {
 		c.signal(terminateGroup)
 		if !c.endsWithin(ctx, firmly) {
 			c.fail(errChildEnded)
-			c.endsWithin(context.Background(), goodbye) // it was killed: this is soon
+			if !c.endsWithin(context.Background(), goodbye) { // it was killed: this is soon
+				return errNotEnded
+			}
 		}
 	}
+	return nil
 }
 
 func (c *child) endsWithin(ctx context.Context, d time.Duration) bool {
@@ -246,62 +239,13 @@ func (c *child) endsWithin(ctx context.Context, d time.Duration) bool {
 }
 
 func (c *child) do(ctx context.Context, r call) (message, error) {
-	w := &waiter{call: r, answer: make(chan message, 1)}
-	if r.progress != nil {
-		w.report = make(chan json.RawMessage, maxReports)
-	}
-	c.mu.Lock()
-	id := c.s.ids.Add(1)
-	c.waiting[id], c.last, c.noise = w, id, 0
-	c.mu.Unlock()
-	defer func() {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		delete(c.waiting, id)
-	}()
-
+	id, w := c.join(r, true)
+	defer c.leave(id)
 	o := &outgoing{line: oneLine(frame(id, r.method, r.params))}
 	if err := c.enqueue(ctx, o); err != nil {
 		return message{}, notSent(err)
 	}
-	for {
-		select {
-		case params := <-w.report:
-			if err := r.progress(params); err != nil {
-				c.cancel(id)
-				return message{}, err
-			}
-		case m := <-w.answer:
-			return m, w.catchUp()
-		case <-c.broken:
-			select {
-			case m := <-w.answer: // it was the last thing the child said
-				return m, w.catchUp()
-			default:
-			}
-			return message{}, o.failed(c.why)
-		case <-ctx.Done():
-			err := o.failed(fmt.Errorf("waiting for the server: %w", ctx.Err()))
-			if !errors.Is(err, gateway.ErrNotSent) {
-				c.cancel(id)
-			}
-			return message{}, err
-		}
-	}
-}
-
-// catchUp hands on the progress that came before the answer.
-func (w *waiter) catchUp() error {
-	for {
-		select {
-		case params := <-w.report:
-			if err := w.call.progress(params); err != nil {
-				return err
-			}
-		default:
-			return nil
-		}
-	}
+	return c.await(ctx, id, w, o.failed, c.cancel)
 }
 
 // failed says whether any of the line may have been written. After it, what
@@ -325,7 +269,7 @@ func (c *child) enqueue(ctx context.Context, o *outgoing) error {
 	case <-c.broken:
 		return c.why
 	case <-ctx.Done():
-		return fmt.Errorf("waiting for the server: %w", ctx.Err())
+		return over(ctx)
 	}
 }
 
@@ -336,6 +280,43 @@ func (c *child) cancel(id int64) {
 	case c.send <- &outgoing{line: frame(0, "notifications/cancelled", cancelled(id))}:
 	default:
 	}
+}
+
+// attend and listen: what a child says comes over the one pipe that there is.
+func (c *child) attend(context.Context) error { return nil }
+
+func (c *child) listen(ctx context.Context, to filter, open func(), _ func(message)) error {
+	if c.era != modernEra {
+		open()
+		select {
+		case <-c.broken:
+			return c.why
+		case <-ctx.Done():
+			return over(ctx)
+		}
+	}
+	params, err := listenParams(c.s, to)
+	if err != nil {
+		return err
+	}
+	open() // the acknowledgement says nothing that its end would not
+	m, err := c.do(ctx, call{method: "subscriptions/listen", params: params})
+	if err == nil && m.fault != nil {
+		err = errNotOffered
+	}
+	return err
+}
+
+// respond sends the answer to something that the child asked. A child that does
+// not read must not keep its own words from being read.
+func (c *child) respond(ctx context.Context, line []byte) error {
+	o := &outgoing{line: oneLine(line)}
+	select {
+	case c.send <- o:
+	default:
+		c.s.tidy(func() { _ = c.enqueue(ctx, o) })
+	}
+	return nil
 }
 
 func (c *child) note(ctx context.Context, method string, params json.RawMessage) error {
@@ -398,70 +379,14 @@ func (c *child) take(line []byte) error {
 	// Some servers greet on their standard output before they speak MCP; what
 	// does not begin like a message is noise, what does has to be one.
 	if line = bytes.TrimSpace(line); len(line) == 0 || line[0] != '{' {
-		return c.ignore(line)
+		return c.ignore(len(line))
 	}
 	line = bytes.Clone(line) // its parts outlive the buffer
 	m, err := parse(line)
 	if err != nil {
 		return errChildRubbish
 	}
-	if m.response() {
-		return c.deliver(m, line)
-	}
-	switch {
-	case m.method == "notifications/progress":
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		for _, w := range c.waiting {
-			if w.report != nil && hasToken(m.params, w.call.token) {
-				select {
-				case w.report <- m.params:
-				default: // its agent does not keep up; progress may be lost
-				}
-				break
-			}
-		}
-		return c.ignored(line)
-	case m.notification():
-		c.s.heard(m.method)
-		return c.ignore(line)
-	default:
-		select {
-		case c.send <- &outgoing{line: answer(m)}:
-		default: // it does not read; then it gets no answer
-		}
-		return c.ignore(line)
-	}
-}
-
-func (c *child) deliver(m message, line []byte) error {
-	id, err := strconv.ParseInt(string(m.id), 10, 64)
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	w := c.waiting[id]
-	if err != nil || w == nil && (id <= 0 || id > c.last) {
-		return errChildRubbish // nobody ever asked that
-	}
-	if w == nil {
-		return c.ignored(line) // its caller is gone
-	}
-	delete(c.waiting, id)
-	w.answer <- m
-	return nil
-}
-
-func (c *child) ignore(line []byte) error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.ignored(line)
-}
-
-// ignored counts what answers nobody, so that a flood has an end.
-func (c *child) ignored(line []byte) error {
-	if c.noise += int64(len(line)) + 64; c.noise > c.s.MaxResponse {
-		return errChildNoise
-	}
-	return nil
+	return c.desk.take(m, len(line), c.respond)
 }
 
 // countErrors reads what a child writes to its standard error. It may say

@@ -29,6 +29,10 @@ func keepOurs() {
 	}
 }
 
+// noNewPrivileges keeps what this thread starts, and all that comes of it, from
+// becoming more than it is by running a set-user-ID program.
+func noNewPrivileges() error { return unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }
+
 func killGroup(p *os.Process)      { _ = syscall.Kill(-p.Pid, syscall.SIGKILL) }
 func terminateGroup(p *os.Process) { _ = syscall.Kill(-p.Pid, syscall.SIGTERM) }
 

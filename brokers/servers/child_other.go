@@ -18,6 +18,9 @@ func keepOurs() {
 	}
 }
 
+// noNewPrivileges is Linux's; elsewhere a child can run what is set-user-ID.
+func noNewPrivileges() error { return nil }
+
 func killGroup(p *os.Process)      { _ = syscall.Kill(-p.Pid, syscall.SIGKILL) }
 func terminateGroup(p *os.Process) { _ = syscall.Kill(-p.Pid, syscall.SIGTERM) }
 

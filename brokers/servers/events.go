@@ -3,43 +3,73 @@ package servers
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"errors"
 	"io"
+	"strconv"
+	"time"
 )
 
 var errStreamEnded = errors.New("the server ended its reply before the answer")
 
-// readEvents reads a stream of server-sent events and gives each one's data to
-// f, until f says that it is done or returns an error. It takes no data bigger
-// than limit, and twice as much in all: a server that floods is cut off.
-func readEvents(body io.Reader, limit int64, f func(data []byte) (done bool, err error)) error {
-	r := bufio.NewReader(&capped{body, 2*limit + 4096})
+// events reads streams of server-sent events. What it learns of one stream is there
+// for the one that continues it.
+type events struct {
+	limit int64         // bytes of one event's data
+	most  int64         // bytes in all; zero: twice the limit
+	every time.Duration // with this, in all means in each such time
+	last  string        // the id of the last event
+	retry time.Duration // that the server asks for before the stream is continued; zero: it did not
+	name  string        // of the event that is being handed on
+}
+
+// read gives each event's data to f, until f says that it is done or returns an
+// error. A server that floods is cut off.
+func (e *events) read(body io.Reader, f func(data []byte) (done bool, err error)) error {
+	most := cmp.Or(e.most, 2*e.limit+4096)
+	r := bufio.NewReader(&capped{r: body, left: most, full: most, every: e.every, since: time.Now()})
 	var data []byte
 	var some bool
+	id, name := "", ""
 	for first := true; ; first = false {
-		line, err := readLine(r, limit+16)
+		line, err := readLine(r, e.limit+16)
 		if first {
 			line = bytes.TrimPrefix(line, []byte("\ufeff"))
 		}
 		field, value, _ := bytes.Cut(line, []byte(":"))
+		value = bytes.TrimPrefix(value, []byte(" "))
 		switch {
 		case err == io.EOF:
 			return errStreamEnded // an event without the empty line behind it does not count
 		case err != nil:
 			return err
-		case len(line) == 0 && some:
-			if done, err := f(data); done || err != nil {
-				return err
+		case len(line) == 0:
+			if id != "" {
+				e.last = id
+			}
+			if some {
+				e.name = name
+				if done, err := f(data); done || err != nil {
+					return err
+				}
 			}
 			// What f was given is its own now.
-			data, some = nil, false
+			data, some, id, name = nil, false, "", ""
 		case string(field) == "data":
 			if some {
 				data = append(data, '\n')
 			}
-			data, some = append(data, bytes.TrimPrefix(value, []byte(" "))...), true
-			if int64(len(data)) > limit {
+			data, some = append(data, value...), true
+			if int64(len(data)) > e.limit {
 				return errTooBig
+			}
+		case string(field) == "event":
+			name = clip(string(value))
+		case string(field) == "id" && len(value) <= maxSession && !bytes.ContainsRune(value, 0):
+			id = string(value)
+		case string(field) == "retry":
+			if ms, err := strconv.ParseUint(string(value), 10, 31); err == nil {
+				e.retry = time.Duration(ms) * time.Millisecond
 			}
 		}
 	}
@@ -79,18 +109,24 @@ func readBody(body io.Reader, hint, limit int64) ([]byte, error) {
 	if hint > 0 {
 		b.Grow(int(hint) + bytes.MinRead)
 	}
-	_, err := b.ReadFrom(&capped{body, limit})
+	_, err := b.ReadFrom(&capped{r: body, left: limit})
 	return b.Bytes(), err
 }
 
 // capped fails once more than left bytes were read: unlike io.LimitReader it
-// never passes a cut-off body for a whole one.
+// never passes a cut-off body for a whole one. With every, left is full again after
+// each such time.
 type capped struct {
-	r    io.Reader
-	left int64
+	r          io.Reader
+	left, full int64
+	every      time.Duration
+	since      time.Time
 }
 
 func (c *capped) Read(p []byte) (int, error) {
+	if c.every > 0 && time.Since(c.since) > c.every {
+		c.left, c.since = c.full, time.Now()
+	}
 	if int64(len(p)) > c.left+1 {
 		p = p[:c.left+1]
 	}

@@ -2,7 +2,6 @@ package servers
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -39,8 +38,9 @@ type feed struct {
 
 	tried   chan struct{} // closed when the server was asked once
 	once    sync.Once
-	down    bool      // these three are the loop's own
+	down    bool      // these four are the loop's own
 	listed  time.Time // when it was last asked
+	told    string    // what it said at its greeting of how to use it
 	current *listing  // also read by publish, under Servers.mu
 }
 
@@ -94,24 +94,32 @@ func (f *feed) visit(ctx context.Context) (time.Duration, error) {
 		return 0, err
 	}
 	defer back()
-	l, g, err := f.all.greet(ctx, f.s, lease)
+	l, g, err := f.all.greet(ctx, f.s, lease, nil)
 	if err != nil {
 		return 0, err
 	}
 	defer l.close(ctx)
 	f.s.era.Store(int32(g.era))
+	f.s.breaker.works()
+	f.told = g.told
 
 	// A credential is not kept for the sake of notifications, nor is a child.
-	w, stays := l.(*web)
-	if stays = stays && g.changes && lease.ID == ""; !stays {
-		return f.s.Refresh, f.list(ctx, l, g.era, lease)
+	tells := g.can.changes()
+	if tells.empty() || lease.ID != "" || f.s.kind == stdio {
+		return f.s.Refresh, f.list(ctx, l, g, lease)
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	began := time.Now()
 	open, ended := make(chan struct{}), make(chan error, 1)
 	var listener sync.WaitGroup
-	listener.Go(func() { ended <- w.listen(ctx, sync.OnceFunc(func() { close(open) }), f.nudge) })
+	listener.Go(func() {
+		ended <- l.listen(ctx, tells, sync.OnceFunc(func() { close(open) }), func(m message) {
+			if changed(m.method) {
+				f.nudge()
+			}
+		})
+	})
 	defer listener.Wait()
 	defer cancel()
 	// What changes before the stream stands is seen only by a list after that.
@@ -125,7 +133,7 @@ func (f *feed) visit(ctx context.Context) (time.Duration, error) {
 	case <-ctx.Done():
 	}
 	for first := true; ; first = false {
-		if err := f.list(ctx, l, g.era, lease); err != nil {
+		if err := f.list(ctx, l, g, lease); err != nil {
 			if first {
 				return 0, err
 			}
@@ -165,16 +173,18 @@ func (f *feed) credential(ctx context.Context) (gateway.Lease, func(), error) {
 	return lease, back, nil
 }
 
-func (f *feed) list(ctx context.Context, l link, e era, lease gateway.Lease) error {
+func (f *feed) list(ctx context.Context, l link, g greeting, lease gateway.Lease) error {
 	f.wait(ctx, time.Until(f.listed.Add(f.all.pace.gap)), false)
 	f.listed = time.Now()
 	ctx, cancel := context.WithTimeout(ctx, f.s.Timeout)
 	defer cancel()
-	found, err := f.s.list(ctx, l, e, f.current)
+	found, err := f.s.list(ctx, l, g, f.current)
 	if err != nil {
 		return err
 	}
-	found.withhold(lease.Secrets())
+	if found.withhold(lease.Secrets()); !gateway.Holds([]byte(f.told), lease.Secrets()) {
+		found.instructions = f.s.instructions(f.told)
+	}
 	f.worked(found)
 	return nil
 }
@@ -200,7 +210,7 @@ func (f *feed) worked(found *listing) {
 	f.all.publish(f, found)
 	if before == nil {
 		f.record(gateway.Fact{Type: audit.ToolsSeen, Tool: f.s.asTool(), Count: int64(len(found.tools)),
-			Detail: fmt.Sprintf("%d tools, hash %s%s", len(found.tools), found.hash(), withheld(found.dropped))})
+			Detail: fmt.Sprintf("%s, hash %s%s", found.counts(), found.hash(), withheld(found.dropped))})
 	} else {
 		f.record(changes(before, found)...)
 	}
@@ -233,13 +243,17 @@ func changes(before, after *listing) []gateway.Fact {
 		}
 		facts = append(facts, gateway.Fact{Type: audit.ToolsChanged, Tool: &t, Detail: detail})
 	}
-	old := map[string]gateway.Tool{}
+	type thing struct {
+		sort gateway.Sort
+		name string
+	}
+	old := map[thing]gateway.Tool{}
 	for _, t := range before.tools {
-		old[t.Name] = t
+		old[thing{t.Sort, t.Name}] = t
 	}
 	for _, t := range after.tools {
-		was, known := old[t.Name]
-		delete(old, t.Name)
+		was, known := old[thing{t.Sort, t.Name}]
+		delete(old, thing{t.Sort, t.Name})
 		switch {
 		case !known:
 			say(t, "new")
@@ -248,8 +262,8 @@ func changes(before, after *listing) []gateway.Fact {
 		}
 	}
 	for _, t := range before.tools {
-		if gone, ok := old[t.Name]; ok {
-			delete(old, t.Name)
+		if gone, ok := old[thing{t.Sort, t.Name}]; ok {
+			delete(old, thing{t.Sort, t.Name})
 			say(gone, "gone")
 		}
 	}
@@ -272,63 +286,4 @@ func (f *feed) record(facts ...gateway.Fact) {
 	for _, tenant := range f.tenants {
 		f.all.record(tenant, facts...)
 	}
-}
-
-// greet opens a way to a server and learns which era it speaks. Nothing of it
-// is left when there is an error.
-func (s *Servers) greet(ctx context.Context, srv *server, lease gateway.Lease) (link, greeting, error) {
-	ctx, cancel := context.WithTimeout(ctx, srv.Timeout)
-	defer cancel()
-	if srv.Protocol != Legacy {
-		l, err := s.dial(srv, lease, modernEra)
-		if err != nil {
-			return nil, greeting{}, err
-		}
-		short, stop := ctx, context.CancelFunc(func() {})
-		if srv.kind == stdio && srv.Protocol == Auto {
-			short, stop = context.WithTimeout(ctx, s.pace.discover)
-		}
-		g, err := discover(short, l, srv.meta)
-		stop()
-		if err == nil {
-			return l, g, nil
-		}
-		// Some legacy children do not answer what they do not know, or end.
-		again := errors.Is(err, errEra) || srv.kind == stdio && ctx.Err() == nil
-		if srv.Protocol == Modern || !again {
-			l.close(ctx)
-			return nil, greeting{}, err
-		}
-		if srv.kind == stdio && !l.dead() {
-			g, err := initialize(ctx, l, srv.version)
-			if err != nil {
-				l.close(ctx)
-			}
-			return l, g, err
-		}
-		l.close(ctx)
-	}
-	return s.session(ctx, srv, lease)
-}
-
-// session opens a legacy session.
-func (s *Servers) session(ctx context.Context, srv *server, lease gateway.Lease) (link, greeting, error) {
-	l, err := s.dial(srv, lease, legacyEra)
-	if err != nil {
-		return nil, greeting{}, err
-	}
-	g, err := initialize(ctx, l, srv.version)
-	if err != nil {
-		l.close(ctx)
-		return nil, greeting{}, err
-	}
-	return l, g, nil
-}
-
-// dial makes a link: an address, or a child that was just started.
-func (s *Servers) dial(srv *server, lease gateway.Lease, e era) (link, error) {
-	if srv.kind == stdio {
-		return srv.launch(s.launcher, lease)
-	}
-	return &web{s: srv, modern: e == modernEra, headers: lease.Headers}, nil
 }

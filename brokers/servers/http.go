@@ -2,6 +2,7 @@ package servers
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -11,10 +12,13 @@ import (
 	"net"
 	"net/http"
 	"strconv"
+	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
 
+	"github.com/go-json-experiment/json/jsontext"
 	"github.com/mark3labs/mcp-go/mcp"
 
 	"toolbroker/gateway"
@@ -23,7 +27,8 @@ import (
 const (
 	goodbye     = 2 * time.Second        // for a last message to a server
 	drain       = 250 * time.Millisecond // for the end of a stream behind its answer
-	maxAsks     = 16                     // requests of a server's that are answered during one of ours
+	pause       = time.Second            // before a stream is opened again, where the server does not say
+	longest     = 30 * time.Second       // that a server can ask us to pause
 	maxSmall    = 64 << 10               // of a body that nobody needs
 	maxSession  = 1024
 	contentJSON = "application/json"
@@ -39,16 +44,36 @@ func (s statusError) Is(target error) bool { return target == gateway.ErrBadAnsw
 // web is a link over Streamable HTTP. In the modern era it is an address and
 // nothing to close; in the legacy era it is one session.
 type web struct {
-	s       *server
+	*desk
 	modern  bool
 	headers map[string]gateway.Secret // the lease's, on every request of this link
-	version string                    // negotiated, in the legacy era
+	address string                    // to POST to, where a stream named another than the configured one
 	session string                    // "" where the server keeps none
 	gone    atomic.Bool
+	owed    atomic.Bool // a goodbye that the server has not answered
+
+	// In the legacy era: what the server says beside calls comes over one more
+	// stream, opened when somebody wants it, for as long as the session lasts.
+	life   context.Context
+	end    context.CancelFunc
+	opens  sync.Once
+	stands chan struct{} // closed when that stream stands, or is known not to
 }
 
-func (w *web) dead() bool            { return w.gone.Load() }
-func (w *web) settle(version string) { w.version = version }
+func newWeb(s *server, headers map[string]gateway.Secret, modern bool) *web {
+	w := &web{modern: modern, headers: headers}
+	if modern {
+		w.desk = &desk{s: s}
+		return w
+	}
+	w.desk, w.stands = newDesk(s), make(chan struct{})
+	w.life, w.end = context.WithCancel(context.Background())
+	return w
+}
+
+func (w *web) dead() bool { return w.gone.Load() }
+
+func (w *web) settle(version string, c capabilities) { w.version, w.caps = version, c }
 
 func (w *web) speaks() era {
 	if w.modern {
@@ -63,7 +88,7 @@ func (w *web) request(ctx context.Context, verb string, body []byte) (*http.Requ
 		return nil, nil, notSent(errors.New("a credential is not sent over plain http"))
 	}
 	u := &upload{}
-	r, err := http.NewRequestWithContext(ctx, verb, w.s.URL, nil)
+	r, err := http.NewRequestWithContext(ctx, verb, cmp.Or(w.address, w.s.URL), nil)
 	if err != nil {
 		return nil, nil, notSent(errors.New("the server's URL is no good"))
 	}
@@ -119,10 +144,12 @@ func (w *web) send(ctx context.Context, r *http.Request, u *upload) (*http.Respo
 	}
 	sent := u.read.Load()
 	switch {
+	case ctx.Err() != nil && sent:
+		err = over(ctx)
 	case ctx.Err() != nil:
-		err = fmt.Errorf("waiting for the server: %w", ctx.Err())
+		err = fmt.Errorf("%w: %w", errUnreachable, over(ctx))
 	case !sent:
-		err = fmt.Errorf("reach the server: %w", err)
+		err = fmt.Errorf("%w: %w", errUnreachable, err)
 	default:
 		err = broken(err) // what net/http says may quote the server
 	}
@@ -132,21 +159,33 @@ func (w *web) send(ctx context.Context, r *http.Request, u *upload) (*http.Respo
 	return nil, err
 }
 
+// lost says how a connection was lost.
+type lost string
+
+func (l lost) Error() string        { return string(l) }
+func (l lost) Is(target error) bool { return target == errUnreachable }
+
 // broken says how a connection broke, in our words.
 func broken(err error) error {
 	switch {
 	case errors.Is(err, errTooBig), errors.Is(err, errStreamEnded):
 		return err
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
-		return errors.New("the server closed the connection before its answer was whole")
+		return lost("the server closed the connection before its answer was whole")
 	case errors.Is(err, net.ErrClosed):
-		return errors.New("the connection was closed")
+		return lost("the connection was closed")
 	}
 	return unusable("the server's reply is not valid HTTP")
 }
 
 func (w *web) do(ctx context.Context, c call) (message, error) {
-	id := w.s.ids.Add(1)
+	var id int64
+	if w.modern {
+		id = w.s.ids.Add(1)
+	} else {
+		id, _ = w.join(c, false)
+		defer w.leave(id)
+	}
 	// The request outlives this function for as long as the end of its stream
 	// is read, so that its connection can be used again.
 	inner, cancel := context.WithCancel(context.WithoutCancel(ctx))
@@ -161,9 +200,9 @@ func (w *web) do(ctx context.Context, c call) (message, error) {
 	if w.modern {
 		r.Header.Set(mcp.HeaderProtocolVersion, mcp.ProtocolVersion20260728)
 		r.Header.Set(mcp.HeaderMethod, c.method)
-		for name, value := range c.header {
-			r.Header.Set(name, value)
-		}
+	}
+	for name, value := range c.header {
+		r.Header.Set(name, value)
 	}
 	resp, err := w.send(ctx, r, u)
 	if err == nil {
@@ -185,7 +224,7 @@ func (w *web) do(ctx context.Context, c call) (message, error) {
 			return m, nil
 		}
 		if ctx.Err() != nil {
-			err = fmt.Errorf("waiting for the server: %w", ctx.Err())
+			err = over(ctx)
 		}
 		cancel()
 		resp.Body.Close()
@@ -228,6 +267,9 @@ func (w *web) receive(ctx context.Context, resp *http.Response, id int64, c call
 		if err != nil {
 			return message{}, broken(err)
 		}
+		if jsontext.Value(body).Kind() == '[' {
+			return w.follow(ctx, strings.NewReader("data:"+string(oneLine(body))+"\n\n"), id, c)
+		}
 		return answerTo(id, body)
 	case contentSSE:
 		return w.follow(ctx, resp.Body, id, c)
@@ -259,48 +301,14 @@ func answerTo(id int64, data []byte) (message, error) {
 	if err != nil {
 		return message{}, err
 	}
-	if !m.response() || string(m.id) != strconv.FormatInt(id, 10) {
-		return message{}, unusable("the server answered something else than it was asked")
-	}
-	return m, nil
+	return m, isAnswer(id, m)
 }
 
-// follow reads a stream up to the answer to id.
-func (w *web) follow(ctx context.Context, body io.Reader, id int64, c call) (message, error) {
-	var found message
-	asks := 0
-	err := readEvents(body, w.s.MaxResponse, func(data []byte) (bool, error) {
-		if len(data) == 0 {
-			return false, nil // legacy servers open a stream with an empty event
-		}
-		m, err := parse(data)
-		switch {
-		case err != nil:
-			return false, err
-		case m.response():
-			found, err = answerTo(id, data)
-			return true, err
-		case m.method == "notifications/progress":
-			if c.progress != nil && hasToken(m.params, c.token) {
-				return false, c.progress(m.params)
-			}
-		case m.notification():
-			w.s.heard(m.method)
-		default:
-			if asks++; asks > maxAsks {
-				return false, unusable("the server asks too much")
-			}
-			return false, w.post(ctx, answer(m))
-		}
-		return false, nil
-	})
-	if err != nil {
-		if _, ours := errors.AsType[net.Error](err); ours || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-			err = broken(err)
-		}
-		return message{}, err
+func isAnswer(id int64, m message) error {
+	if !m.response() || string(m.id) != strconv.FormatInt(id, 10) {
+		return unusable("the server answered something else than it was asked")
 	}
-	return found, nil
+	return nil
 }
 
 func (w *web) note(ctx context.Context, method string, params json.RawMessage) error {
@@ -308,10 +316,15 @@ func (w *web) note(ctx context.Context, method string, params json.RawMessage) e
 }
 
 // post sends a message to which there is no answer.
-func (w *web) post(ctx context.Context, body []byte) error {
+func (w *web) post(ctx context.Context, body []byte) error { return w.push(ctx, body, nil) }
+
+func (w *web) push(ctx context.Context, body []byte, header map[string]string) error {
 	r, u, err := w.request(ctx, http.MethodPost, body)
 	if err != nil {
 		return err
+	}
+	for name, value := range header {
+		r.Header.Set(name, value)
 	}
 	resp, err := w.send(ctx, r, u)
 	if err != nil {
@@ -337,43 +350,29 @@ func (w *web) check(ctx context.Context) {
 	}
 }
 
-func (w *web) close(ctx context.Context) {
-	if w.session == "" || w.gone.Swap(true) {
-		return
+func (w *web) close(ctx context.Context) error {
+	if w.modern {
+		return nil
 	}
+	w.end()
+	if !w.gone.Swap(true) && w.session != "" {
+		w.owed.Store(true)
+	}
+	if !w.owed.Load() {
+		return nil
+	}
+	err := w.forget(ctx)
+	if err == nil {
+		w.owed.Store(false)
+	}
+	return err
+}
+
+// forget asks the server to end the session, and believes what it answers.
+func (w *web) forget(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), goodbye)
 	defer cancel()
 	r, u, err := w.request(ctx, http.MethodDelete, nil)
-	if err != nil {
-		return
-	}
-	if resp, err := w.send(ctx, r, u); err == nil { // a server may refuse; then the session ages
-		resp.Body.Close()
-	}
-}
-
-var errNotOffered = errors.New("the server offers no notifications")
-
-// listen opens a stream of notifications, calls open when it stands, and
-// changed for each that says that the list of tools changed, until it ends.
-func (w *web) listen(ctx context.Context, open, changed func()) error {
-	var r *http.Request
-	var u *upload
-	var err error
-	id := w.s.ids.Add(1)
-	if w.modern {
-		r, u, err = w.request(ctx, http.MethodPost, frame(id, "subscriptions/listen",
-			fmt.Appendf(nil, `{"notifications":{"toolsListChanged":true},"_meta":{%s}}`, w.s.meta)))
-		if err == nil {
-			r.Header.Set(mcp.HeaderProtocolVersion, mcp.ProtocolVersion20260728)
-			r.Header.Set(mcp.HeaderMethod, "subscriptions/listen")
-		}
-	} else {
-		r, u, err = w.request(ctx, http.MethodGet, nil)
-		if err == nil {
-			r.Header.Set("Accept", contentSSE)
-		}
-	}
 	if err != nil {
 		return err
 	}
@@ -381,30 +380,13 @@ func (w *web) listen(ctx context.Context, open, changed func()) error {
 	if err != nil {
 		return err
 	}
-	defer resp.Body.Close()
-	if kind, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type")); resp.StatusCode != http.StatusOK || kind != contentSSE {
-		return errNotOffered
+	resp.Body.Close()
+	switch status := resp.StatusCode; {
+	case status/100 == 2, status == http.StatusNotFound, status == http.StatusGone, status == http.StatusBadRequest: // as where it knows none, see refused
+		return nil
+	case status/100 == 5 && status != http.StatusNotImplemented, status == http.StatusTooManyRequests, status == http.StatusRequestTimeout:
+		return statusError(status)
+	default: // a server may refuse, or our credential has ended meanwhile; then the session ages
+		return errKept
 	}
-	if !w.modern {
-		open()
-	}
-	return readEvents(resp.Body, w.s.MaxResponse, func(data []byte) (bool, error) {
-		if len(data) == 0 {
-			return false, nil
-		}
-		m, err := parse(data)
-		switch {
-		case err != nil:
-			return false, err
-		case m.response():
-			return true, nil // the server ends the subscription
-		case m.method == "notifications/subscriptions/acknowledged":
-			open()
-		case m.method == "notifications/tools/list_changed":
-			changed()
-		case !m.notification():
-			return false, w.post(ctx, answer(m))
-		}
-		return false, nil
-	})
 }

@@ -19,6 +19,8 @@ import (
 	"testing"
 	"time"
 
+	gosdk "github.com/modelcontextprotocol/go-sdk/mcp"
+
 	"toolbroker/gateway"
 	"toolbroker/gateway/audit"
 )
@@ -140,6 +142,17 @@ type ear struct {
 	heard []string
 	fails error
 	on    func()
+	asked func(ctx context.Context, method string, params json.RawMessage) (gateway.Result, error)
+}
+
+func (e *ear) Ask(ctx context.Context, method string, params json.RawMessage) (gateway.Result, error) {
+	e.mu.Lock()
+	e.heard = append(e.heard, method+" "+string(params))
+	e.mu.Unlock()
+	if e.asked == nil {
+		return gateway.Result{}, gateway.ErrCannotAsk
+	}
+	return e.asked(ctx, method, params)
 }
 
 func (e *ear) Notify(_ context.Context, method string, params json.RawMessage) error {
@@ -169,6 +182,7 @@ func start(t *testing.T, c Config) (*Servers, *diary) {
 	}
 	s.pace = pace{gap: time.Millisecond, first: 10 * time.Millisecond, last: 50 * time.Millisecond, ack: 5 * time.Second,
 		discover: 5 * time.Second, grace: 20 * time.Second}
+	s.pins.pace = 20 * time.Millisecond
 	done := make(chan struct{})
 	go func() { defer close(done); s.Run(t.Context()) }()
 	t.Cleanup(func() {
@@ -198,9 +212,9 @@ func forward(t *testing.T, s *Servers, alias, args string, with ...func(*gateway
 
 func forwardTo(t *testing.T, s *Servers, alias, args string, out gateway.Stream, with ...func(*gateway.Forward)) (gateway.Result, error) {
 	t.Helper()
-	tool, ok := s.Resolve("a", alias)
+	tool, ok := s.Resolve("a", gateway.SortTool, alias)
 	if !ok {
-		t.Fatalf("no tool %s among %d", alias, len(s.Tools("a")))
+		t.Fatalf("no tool %s among %d", alias, len(s.Offered("a", gateway.SortTool)))
 	}
 	f := gateway.Forward{CallID: "call-1", Tool: tool, Args: json.RawMessage(args), Session: "m1",
 		Principal: gateway.Principal{ID: "p", Tenant: "a"}, Task: gateway.Task{ID: "t1", Tenant: "a"}}
@@ -214,9 +228,12 @@ func forwardTo(t *testing.T, s *Servers, alias, args string, out gateway.Stream,
 // a good one with the one tool `act`.
 type fake struct {
 	modern  bool
-	changes bool   // it says that it tells of changes
-	tools   string // the list; "" for act alone
-	session string // in the legacy era
+	changes bool              // it says that it tells of changes
+	tools   string            // the list; "" for act alone
+	session string            // in the legacy era
+	caps    string            // what it says that it can do; "" for tools
+	version string            // of the legacy era; "" for 2025-11-25
+	answers map[string]string // results, by method
 	// call answers a tools/call; nil answers {"content":[]}.
 	call func(w http.ResponseWriter, r *http.Request, m fakeMessage)
 	// before sees every request first, and may answer it.
@@ -271,16 +288,25 @@ func (f *fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if f.changes {
 		caps = `{"tools":{"listChanged":true}}`
 	}
+	if f.caps != "" {
+		caps = f.caps
+	}
+	version := "2025-11-25"
+	if f.version != "" {
+		version = f.version
+	}
 	switch {
 	case r.Method != http.MethodPost:
 		w.WriteHeader(http.StatusMethodNotAllowed)
+	case f.answers[m.Method] != "":
+		reply(f.answers[m.Method])
 	case m.Method == "server/discover" && f.modern:
 		reply(`{"supportedVersions":["2026-07-28"],"capabilities":` + caps + `,"resultType":"complete"}`)
 	case m.Method == "initialize" && !f.modern:
 		if f.session != "" {
 			w.Header().Set("Mcp-Session-Id", f.session)
 		}
-		reply(`{"protocolVersion":"2025-11-25","capabilities":` + caps + `,"serverInfo":{"name":"fake","version":"1"}}`)
+		reply(`{"protocolVersion":"` + version + `","capabilities":` + caps + `,"serverInfo":{"name":"fake","version":"1"}}`)
 	case m.ID == nil:
 		w.WriteHeader(http.StatusAccepted)
 	case m.Method == "ping":
@@ -341,6 +367,10 @@ func beChild(mode string) {
 	if mode == "dies" {
 		return
 	}
+	if mode == "go-sdk" {
+		_ = goSDK().Run(context.Background(), &gosdk.StdioTransport{})
+		return
+	}
 	if mode == "deaf" {
 		select {}
 	}
@@ -365,7 +395,9 @@ func beChild(mode string) {
 		case "tools/call":
 			childCall(mode, m, line, say)
 		case "server/discover":
-			if mode != "silent" { // some do not answer what they do not know
+			if mode == "modern" {
+				say(`{"jsonrpc":"2.0","id":%s,"result":{"supportedVersions":["2026-07-28"],"capabilities":{"tools":{}}}}`, m.ID)
+			} else if mode != "silent" { // some do not answer what they do not know
 				say(`{"jsonrpc":"2.0","id":%s,"error":{"code":-32601,"message":"no"}}`, m.ID)
 			}
 		case "notifications/cancelled":
@@ -406,6 +438,13 @@ func childCall(mode string, m fakeMessage, line []byte, say func(string, ...any)
 			open = append(open, e.Name()+" "+to)
 		}
 		text(strings.Join(open, "\n"))
+	case "status":
+		status, _ := os.ReadFile("/proc/self/status")
+		text(string(status))
+	case "read":
+		path, _ := p.Arguments["path"].(string)
+		got, err := os.ReadFile(path)
+		text(fmt.Sprint(string(got), err))
 	case "line":
 		text(string(line))
 	case "later": // answered when the next call comes
@@ -432,6 +471,9 @@ func childCall(mode string, m fakeMessage, line []byte, say func(string, ...any)
 			say(`{"jsonrpc":"2.0","method":"notifications/progress","params":{"progressToken":%q,"progress":%d}}`, p.Meta.ProgressToken, i)
 		}
 		say(`{"jsonrpc":"2.0","method":"notifications/progress","params":{"progressToken":"another's","progress":9}}`)
+		text("done")
+	case "log":
+		say(`{"jsonrpc":"2.0","method":"notifications/message","params":{"level":"info","data":"hello"}}`)
 		text("done")
 	case "ask":
 		say(`{"jsonrpc":"2.0","id":"q1","method":"sampling/createMessage","params":{}}`)

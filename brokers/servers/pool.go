@@ -5,11 +5,14 @@ import (
 	"errors"
 	"sync"
 	"time"
+
+	"toolbroker/gateway"
 )
 
 const (
 	maxLinks   = 256              // sessions or children per server; the idlest makes room
 	remembered = 10 * time.Minute // how long an ended task is refused here
+	asks       = time.Minute      // how long a server is asked to end a session of a task that ended
 )
 
 var (
@@ -19,7 +22,8 @@ var (
 )
 
 // A key is whom a session or a child is for. Nothing is shared across keys.
-type key struct{ server, tenant, task, principal, session, lease string }
+// caps is what a legacy server was told that it can ask.
+type key struct{ server, tenant, task, principal, session, lease, caps string }
 
 // A pool keeps the links that outlive a call: legacy sessions and children.
 // All die with the process; a server forgets its sessions by itself.
@@ -30,7 +34,10 @@ type pool struct {
 	ending map[[2]string][]*pooled // links of ended tasks that are not closed yet
 	closed bool
 	stale  time.Duration // a session that was idle for longer is asked whether it is still there
-	tidy   func(func())
+	asks   time.Duration
+
+	stopped <-chan struct{} // closed when everything ends
+	tidy    func(func())
 }
 
 type pooled struct {
@@ -41,6 +48,8 @@ type pooled struct {
 	idle  time.Time     // since when nobody uses it
 	gone  bool          // out of the pool: close it when it is ready
 	shut  chan struct{} // closed when it is closed; nil while nobody closes it for its task
+	of    string        // its server; once shut is set, as lost is
+	lost  bool          // its server did not confirm its end; known when shut is closed
 }
 
 // take returns the link for k, and what gives it back. With once the link is
@@ -98,11 +107,11 @@ func (p *pool) entry(ctx context.Context, k key, open func(context.Context) (lin
 		gone, shut := e.gone, e.shut
 		close(e.ready)
 		p.mu.Unlock()
-		if gone && l != nil {
+		switch {
+		case shut != nil:
+			p.seeOff(context.Background(), e)
+		case gone && l != nil:
 			l.close(context.Background())
-		}
-		if shut != nil {
-			close(shut)
 		}
 	})
 	return e, nil
@@ -185,9 +194,9 @@ func isReady(e *pooled) bool {
 }
 
 // endTask closes all that a task has here, lets it have nothing more, and says
-// how many it saw close and how many are not closed when ctx ends. Those are
-// waited for by the next one who asks.
-func (p *pool) endTask(ctx context.Context, tenant, task string) (closed, left int) {
+// what it saw close and what is not closed when ctx ends. That is waited for by
+// the next one who asks.
+func (p *pool) endTask(ctx context.Context, tenant, task string) (all gateway.LinkEnds) {
 	which := [2]string{tenant, task}
 	p.mu.Lock()
 	p.ended[which] = time.Now()
@@ -195,16 +204,11 @@ func (p *pool) endTask(ctx context.Context, tenant, task string) (closed, left i
 		if k.tenant != tenant || k.task != task {
 			continue
 		}
-		e.gone, e.shut = true, make(chan struct{})
+		e.gone, e.shut, e.of = true, make(chan struct{}), k.server
 		delete(p.links, k)
 		p.ending[which] = append(p.ending[which], e)
 		if isReady(e) { // else whoever opens it closes it
-			p.tidy(func() {
-				if e.link != nil {
-					e.link.close(context.WithoutCancel(ctx))
-				}
-				close(e.shut)
-			})
+			p.tidy(func() { p.seeOff(context.WithoutCancel(ctx), e) })
 		}
 	}
 	wait := p.ending[which]
@@ -218,7 +222,14 @@ func (p *pool) endTask(ctx context.Context, tenant, task string) (closed, left i
 			case <-e.shut:
 			case <-ctx.Done():
 				open = append(open, e)
+				all.Open = append(all.Open, e.of)
+				continue
 			}
+		}
+		if e.lost {
+			all.Lost = append(all.Lost, e.of)
+		} else {
+			all.Gone = append(all.Gone, e.of)
 		}
 	}
 	p.mu.Lock()
@@ -226,7 +237,34 @@ func (p *pool) endTask(ctx context.Context, tenant, task string) (closed, left i
 	if p.ending[which] = open; len(open) == 0 {
 		delete(p.ending, which)
 	}
-	return len(wait) - len(open), len(open)
+	return all
+}
+
+// seeOff closes a link of a task that ended, again while it is not known to be
+// gone, and says how that went.
+func (p *pool) seeOff(ctx context.Context, e *pooled) {
+	defer close(e.shut)
+	if e.link == nil {
+		return
+	}
+	enough := time.After(p.asks)
+	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
+		err := e.link.close(ctx)
+		if err == nil {
+			return
+		}
+		if e.lost = errors.Is(err, errKept); e.lost {
+			return
+		}
+		select {
+		case <-time.After(wait):
+			continue
+		case <-enough:
+		case <-p.stopped:
+		}
+		e.lost = true
+		return
+	}
 }
 
 func (p *pool) close(ctx context.Context) {

@@ -78,7 +78,7 @@ func TestGoSDK(t *testing.T) {
 			}
 			ctx, cancel := context.WithCancel(t.Context())
 			go func() { <-began; cancel() }()
-			tool, _ := s.Resolve("a", "real__wait")
+			tool, _ := s.Resolve("a", gateway.SortTool, "real__wait")
 			if _, err := s.Forward(ctx, gateway.Forward{Tool: tool, Principal: gateway.Principal{Tenant: "a"}}, nil); !errors.Is(err, context.Canceled) {
 				t.Errorf("it ended with %v", err)
 			}
@@ -145,6 +145,29 @@ var everything = sync.OnceValues(func() (string, error) {
 	return bin, nil
 })
 
+// everythingAt runs go-sdk's everything-server in one of its modes.
+func everythingAt(t *testing.T, bin, mode string) Server {
+	t.Helper()
+	srv := Server{Name: "real", Prefix: new("")}
+	if mode == "stdio" {
+		srv.Command = []string{bin}
+		return srv
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := l.Addr().String()
+	l.Close()
+	cmd := exec.Command(bin, "-http", addr, fmt.Sprintf("-stateless=%v", mode == "stateless"))
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
+	srv.URL = "http://" + addr // the gateway comes back until it listens
+	return srv
+}
+
 // go-sdk's everything-server, as its own process, over HTTP in both modes and
 // over stdio: every tool that answers by itself does.
 func TestEverythingServer(t *testing.T) {
@@ -154,26 +177,9 @@ func TestEverythingServer(t *testing.T) {
 	}
 	for _, mode := range []string{"stateless", "stateful", "stdio"} {
 		t.Run(mode, func(t *testing.T) {
-			srv := Server{Name: "real", Prefix: new("")}
-			if mode == "stdio" {
-				srv.Command = []string{bin}
-			} else {
-				l, err := net.Listen("tcp", "127.0.0.1:0")
-				if err != nil {
-					t.Fatal(err)
-				}
-				addr := l.Addr().String()
-				l.Close()
-				cmd := exec.Command(bin, "-http", addr, fmt.Sprintf("-stateless=%v", mode == "stateless"))
-				if err := cmd.Start(); err != nil {
-					t.Fatal(err)
-				}
-				t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
-				srv.URL = "http://" + addr // the gateway comes back until it listens
-			}
-			s, d := start(t, Config{Servers: []Server{srv}})
+			s, d := start(t, Config{Servers: []Server{everythingAt(t, bin, mode)}})
 			d.await(t, "tool.definition.seen", "real", 1)
-			if got := len(s.Tools("a")); got != 28 {
+			if got := len(s.Offered("a", gateway.SortTool)); got != 28 {
 				t.Errorf("%d tools", got)
 			}
 			for tool, want := range map[string]string{
@@ -194,8 +200,9 @@ func TestEverythingServer(t *testing.T) {
 				if r, err := forward(t, s, "test_x_mcp_header", `{"region":"eu-1","priority":3}`); err != nil || r.Failed() {
 					t.Errorf("mirrored headers: %v %s %s", err, r.Raw, r.Error)
 				}
-				if _, err := forward(t, s, "test_input_required_result_elicitation", `{}`); err == nil || !strings.Contains(err.Error(), "input_required") {
-					t.Errorf("asking back: %v", err)
+				r, err := forward(t, s, "test_input_required_result_elicitation", `{}`, func(f *gateway.Forward) { f.Caps = json.RawMessage(`{"elicitation":{}}`) })
+				if err != nil || r.Type != gateway.ResultInput || !strings.Contains(string(r.Raw), `"elicitation/create"`) {
+					t.Errorf("asking back: %v %s %s", err, r.Raw, r.Error)
 				}
 			}
 		})
@@ -236,7 +243,7 @@ func TestFilesystemServer(t *testing.T) {
 	if r, err := forward(t, s, "fs__read_text_file", arg("/etc/passwd")); err != nil || !r.Failed() {
 		t.Errorf("outside: %v %s", err, r.Raw)
 	}
-	tool, _ := s.Resolve("a", "fs__read_text_file")
+	tool, _ := s.Resolve("a", gateway.SortTool, "fs__read_text_file")
 	if err := tool.Check(json.RawMessage(`{"path":7}`)); err == nil {
 		t.Error("a path that is a number passes")
 	}

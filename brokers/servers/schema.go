@@ -24,40 +24,12 @@ func (nowhere) Load(string) (any, error) { return nil, errors.New("schemas are n
 // compile makes a check out of a tool's inputSchema, in draft 2020-12 unless it
 // names another. The check is safe for concurrent use. What it says quotes no
 // value of the arguments.
-func compile(schema json.RawMessage) (check func(json.RawMessage) error, err error) {
-	defer func() {
-		if recover() != nil {
-			check, err = nil, errors.New("its inputSchema does not compile")
-		}
-	}()
-	if jsontext.Value(schema).Kind() != '{' {
-		return nil, errors.New("its inputSchema is not an object")
-	}
-	doc, err := decode(schema)
+func compile(schema json.RawMessage) (func(json.RawMessage) error, error) {
+	check, err := compiled(schema, "inputSchema", "arguments")
 	if err != nil {
-		return nil, fmt.Errorf("its inputSchema is no good: %w", err)
+		return nil, err
 	}
-	c := jsonschema.NewCompiler()
-	c.DefaultDraft(jsonschema.Draft2020)
-	c.UseLoader(nowhere{})
-	c.UseRegexpEngine(pattern)
-	const here = "toolbroker:///input"
-	if err := c.AddResource(here, doc); err != nil {
-		return nil, errors.New("its inputSchema does not compile")
-	}
-	compiled, err := c.Compile(here)
-	if err != nil {
-		return nil, errors.New("its inputSchema does not compile")
-	}
-	if cost(compiled, map[*jsonschema.Schema]int{}) > maxCost {
-		return nil, errors.New("its inputSchema is too costly to check")
-	}
-	return func(args json.RawMessage) (err error) {
-		defer func() {
-			if recover() != nil {
-				err = errors.New("the arguments cannot be checked")
-			}
-		}()
+	return func(args json.RawMessage) error {
 		v, err := decode(args)
 		if err != nil {
 			return err
@@ -65,7 +37,62 @@ func compile(schema json.RawMessage) (check func(json.RawMessage) error, err err
 		if _, ok := v.(map[string]any); !ok {
 			return errors.New("the arguments are not an object")
 		}
-		if err := compiled.Validate(v); err != nil {
+		return check(v)
+	}, nil
+}
+
+// promise makes a check out of a tool's outputSchema, in the same way. One that
+// is no good holds nothing back: every result misses it.
+func promise(schema json.RawMessage) func(json.RawMessage) error {
+	check, err := compiled(schema, "outputSchema", "result")
+	if err != nil {
+		return func(json.RawMessage) error { return err }
+	}
+	return func(structured json.RawMessage) error {
+		v, err := decode(structured)
+		if err != nil {
+			return err
+		}
+		return check(v)
+	}
+}
+
+// compiled makes a check of values of some kind.
+func compiled(schema json.RawMessage, which, values string) (check func(any) error, err error) {
+	defer func() {
+		if recover() != nil {
+			check, err = nil, fmt.Errorf("its %s does not compile", which)
+		}
+	}()
+	if jsontext.Value(schema).Kind() != '{' {
+		return nil, fmt.Errorf("its %s is not an object", which)
+	}
+	doc, err := decode(schema)
+	if err != nil {
+		return nil, fmt.Errorf("its %s is no good: %w", which, err)
+	}
+	c := jsonschema.NewCompiler()
+	c.DefaultDraft(jsonschema.Draft2020)
+	c.UseLoader(nowhere{})
+	c.UseRegexpEngine(pattern)
+	const here = "toolbroker:///schema"
+	if err := c.AddResource(here, doc); err != nil {
+		return nil, fmt.Errorf("its %s does not compile", which)
+	}
+	made, err := c.Compile(here)
+	if err != nil {
+		return nil, fmt.Errorf("its %s does not compile", which)
+	}
+	if cost(made, map[*jsonschema.Schema]int{}) > maxCost {
+		return nil, fmt.Errorf("its %s is too costly to check", which)
+	}
+	return func(v any) (err error) {
+		defer func() {
+			if recover() != nil {
+				err = fmt.Errorf("the %s cannot be checked", values)
+			}
+		}()
+		if err := made.Validate(v); err != nil {
 			return explain(err)
 		}
 		return nil
@@ -157,7 +184,7 @@ const maxReasons = 5
 func explain(err error) error {
 	top, ok := errors.AsType[*jsonschema.ValidationError](err)
 	if !ok {
-		return errors.New("the arguments do not match the tool's schema")
+		return errors.New("it does not match the tool's schema")
 	}
 	var says []string
 	var walk func(e *jsonschema.ValidationError)

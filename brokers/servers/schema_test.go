@@ -76,6 +76,34 @@ func TestNothingIsFetched(t *testing.T) {
 	}
 }
 
+// A result is held against the outputSchema; one that is no good, that leads
+// elsewhere, or that is a bomb, is missed by every result and holds nothing back.
+func TestPromises(t *testing.T) {
+	for _, c := range []struct{ schema, result, says string }{
+		{`{"type":"object","required":["n"],"properties":{"n":{"type":"integer"}}}`, `{"n":1}`, ""},
+		{`{"type":"object","required":["n"],"properties":{"n":{"type":"integer"}}}`, `{"n":"canary"}`, `at "n": must be integer`},
+		{`{"type":"object","required":["n"]}`, `{}`, `at the top: needs "n"`},
+		{`{"type":"array"}`, `[1]`, ""},
+		{`{"type":"array"}`, `{`, "not valid JSON"},
+		{`{"$ref":"http://127.0.0.1:1/x"}`, `{}`, "its outputSchema does not compile"},
+		{`{"$ref":"file:///etc/passwd"}`, `{}`, "its outputSchema does not compile"},
+		{`true`, `{}`, "its outputSchema is not an object"},
+		{bomb(30), `{}`, "its outputSchema is too costly to check"},
+	} {
+		f := &fake{tools: `[{"name":"act","inputSchema":{},"outputSchema":` + c.schema + `},{"name":"free","inputSchema":{}}]`}
+		s, _ := start(t, Config{Servers: []Server{{Name: "x", URL: f.serve(t)}}})
+		act, _ := s.Resolve("a", "tool", "x__act")
+		free, ok := s.Resolve("a", "tool", "x__free")
+		if act.Promise == nil || !ok || free.Promise != nil {
+			t.Fatalf("%s: promises are not those of the schemas", c.schema)
+		}
+		err := act.Promise(json.RawMessage(c.result))
+		if (err == nil) != (c.says == "") || err != nil && (!strings.Contains(err.Error(), c.says) || strings.Contains(err.Error(), "canary")) {
+			t.Errorf("%s of %s: %v", c.result, c.schema, err)
+		}
+	}
+}
+
 // Nothing that a server may write as a schema, and an agent as arguments,
 // brings the gateway down.
 func FuzzCheck(f *testing.F) {

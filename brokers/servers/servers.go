@@ -1,6 +1,6 @@
-// Package servers is the way downstream: it knows what tools each MCP server
-// offers, and carries decided calls there and the answers back, each with its
-// sender's own bytes.
+// Package servers is the way downstream: it knows what each MCP server offers, in
+// whatever era it speaks, and carries decided calls there, and the answers and what
+// a server asks meanwhile back, each with its sender's own bytes.
 //
 // It decides nothing and blanks nothing; it never sends what an agent sent but
 // what was decided, with the credential of that call and no other. The
@@ -11,15 +11,12 @@ package servers
 import (
 	"cmp"
 	"context"
-	"crypto/rand"
 	"crypto/tls"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
 	mrand "math/rand/v2"
-	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -30,10 +27,10 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
-	"github.com/mark3labs/mcp-go/mcp"
-
+	"toolbroker/brokers/internal/redis"
 	"toolbroker/gateway"
 	"toolbroker/gateway/audit"
 )
@@ -44,8 +41,9 @@ type Protocol string
 // Auto asks the server; the others skip what it says.
 const (
 	Auto   Protocol = "auto"
-	Legacy Protocol = "legacy" // 2025-11-25
+	Legacy Protocol = "legacy" // 2025-11-25 to 2025-03-26, as the server likes
 	Modern Protocol = "modern" // 2026-07-28
+	SSE    Protocol = "sse"    // 2024-11-05 over HTTP
 )
 
 const (
@@ -70,7 +68,22 @@ type Server struct {
 	Meta        []string      // _meta keys of the agent's that are let through
 	Class       string        // of the credential it needs; empty when it needs none
 	TargetArg   string        // argument that names the object touched
-	Refresh     time.Duration // how often its tools are listed anyway; zero: 60 s, and 10 min for a child or where listing takes a credential
+	Refresh     time.Duration // how often it is asked what it offers anyway; zero: 60 s, and 10 min for a child or where listing takes a credential
+
+	// Where its URL may lead. A name is held against these at each connection; one
+	// that says that it is on this machine may be there, and no other may.
+	Allow        []string // networks, such as 10.1.0.0/16, that it may be in whatever they are
+	AllowPrivate bool     // it may be in any private network (RFC 1918, RFC 6598, unique local); not on the link, where metadata is
+
+	// A server that can tell a call that it has seen gets a key of its own with each
+	// tools/call; nothing is sent where neither is named.
+	IdempotencyHeader string // the HTTP header that it reads the key from
+	IdempotencyMeta   string // the _meta key that it reads it from
+
+	Trust    Trust  // in definitions that no admin accepted; empty: FirstUse
+	Digest   string // of the child's program, "sha256:<hex>"; another one is not started. Empty: it is recorded
+	Floating bool   // the command may fetch whatever is newest, such as npx without a version; on record at each start
+	User     string // whom the child runs as, by name or number, where we may choose (as root); empty: as we do, on record at each start
 }
 
 // Config is what [New] needs. Zero values are safe.
@@ -82,6 +95,16 @@ type Config struct {
 	// gives it back. It is asked for servers that have a Class, for each tenant;
 	// nil: tools are listed without a credential.
 	Discovery func(ctx context.Context, tenant, server string) (gateway.Lease, func(), error)
+
+	// Store shares between the replicas what was accepted of servers' definitions;
+	// nil: it is in this process's memory only, for tests and embedders.
+	Store *redis.Store
+	// Keep names a file that remembers it as well, so that a store that forgot is
+	// not taken for a first look; empty: there is none.
+	Keep string
+	// Changed is called when agents may see other definitions though no server
+	// changed any: one was accepted, here or on another replica. Nil: nobody is told.
+	Changed func()
 
 	Recorder gateway.Recorder // of what servers and their tools do; nil: nobody
 	Logger   *slog.Logger     // nil: nowhere
@@ -100,11 +123,12 @@ type Servers struct {
 	log      *slog.Logger
 	pace     pace
 	servers  map[string]*server
+	spaces   map[string]string // of URIs, and whose each is
 	feeds    []*feed
+	pins     *pins
 	pool     *pool
 	launcher *launcher // nil without children
 	scratch  string    // folder for children that were given none; removed by Close
-	web      *http.Transport
 
 	mu   sync.Mutex      // orders publications
 	told map[string]bool // clashes of aliases that are on record
@@ -129,19 +153,25 @@ type server struct {
 	dir       string
 	plaintext bool // http, and not to this machine
 	version   string
-	meta      []byte // what each modern request says about us
-	transport *http.Transport
+	space     string            // before its URIs, as agents see them; empty: they see its own
+	spaces    map[string]string // of all servers: space to name; not written once New is done
+	transport *http.Transport   // nil of a child
+	breaker   *breaker
 	ids       atomic.Int64
 	era       atomic.Int32
 	feeds     []*feed
 	tidy      func(func())
+	pins      *pins
+	uid       *syscall.Credential // whom the child runs as; nil: as we do
 	log       *slog.Logger
 }
 
 var (
-	_        gateway.Servers = (*Servers)(nil)
-	idShape                  = regexp.MustCompile(`^[a-z0-9-]{1,64}$`)
-	prefixOK                 = regexp.MustCompile(`^[A-Za-z0-9_.-]{0,64}$`)
+	_        gateway.Servers     = (*Servers)(nil)
+	_        gateway.Definitions = (*Servers)(nil)
+	idShape                      = regexp.MustCompile(`^[a-z0-9-]{1,64}$`)
+	headerOK                     = regexp.MustCompile(`^[A-Za-z0-9-]{1,64}$`)
+	prefixOK                     = regexp.MustCompile(`^[A-Za-z0-9_.-]{0,64}$`)
 )
 
 // New checks the configuration and makes the parts. It reaches for no server:
@@ -152,21 +182,14 @@ func New(c Config) (*Servers, error) {
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
-	s := &Servers{config: c, log: c.Logger, pace: usualPace, servers: map[string]*server{}, told: map[string]bool{}, ready: make(chan struct{})}
+	s := &Servers{config: c, log: c.Logger, pace: usualPace, servers: map[string]*server{}, told: map[string]bool{}, spaces: map[string]string{}, ready: make(chan struct{})}
 	s.stopped, s.stop = context.WithCancel(context.Background())
-	s.pool = &pool{links: map[key]*pooled{}, ended: map[[2]string]time.Time{}, ending: map[[2]string][]*pooled{}, stale: 30 * time.Second, tidy: s.background}
+	s.pool = &pool{links: map[key]*pooled{}, ended: map[[2]string]time.Time{}, ending: map[[2]string][]*pooled{}, stale: 30 * time.Second, asks: asks, stopped: s.stopped.Done(), tidy: s.background}
 	s.view.Store(&map[string]*catalogue{})
-	s.web = &http.Transport{
-		Proxy:                  c.Proxy,
-		TLSClientConfig:        c.TLS,
-		DialContext:            (&net.Dialer{Timeout: 5 * time.Second, KeepAlive: 30 * time.Second}).DialContext,
-		TLSHandshakeTimeout:    5 * time.Second,
-		ForceAttemptHTTP2:      true,
-		DisableCompression:     true, // bytes are the server's; and nothing small becomes big
-		MaxIdleConns:           512,
-		MaxIdleConnsPerHost:    64,
-		IdleConnTimeout:        time.Minute,
-		MaxResponseHeaderBytes: 64 << 10,
+	var err error
+	if s.pins, err = newPins(s); err != nil {
+		s.stop()
+		return nil, err
 	}
 	for _, conf := range c.Servers {
 		srv, err := s.prepare(conf)
@@ -190,8 +213,9 @@ func New(c Config) (*Servers, error) {
 }
 
 func (s *Servers) prepare(conf Server) (*server, error) {
-	srv := &server{Server: conf, version: s.config.Version, meta: modernMeta(s.config.Version), transport: s.web, tidy: s.background, log: s.log}
+	srv := &server{Server: conf, version: s.config.Version, spaces: s.spaces, breaker: &breaker{cools: cools}, tidy: s.background, pins: s.pins, log: s.log}
 	srv.Protocol = cmp.Or(conf.Protocol, Auto)
+	srv.Trust = cmp.Or(conf.Trust, FirstUse)
 	srv.Timeout = cmp.Or(conf.Timeout, 30*time.Second)
 	srv.MaxResponse = cmp.Or(conf.MaxResponse, 4<<20)
 	srv.prefix = conf.Name + "__"
@@ -223,20 +247,49 @@ func (s *Servers) prepare(conf Server) (*server, error) {
 		return nil, errors.New("it has no tenants")
 	case unknown >= 0:
 		return nil, fmt.Errorf("tenant %q is not configured", srv.Tenants[unknown])
-	case !slices.Contains([]Protocol{Auto, Legacy, Modern}, srv.Protocol):
-		return nil, errors.New("protocol is auto, legacy or modern")
+	case !slices.Contains([]Protocol{Auto, Legacy, Modern, SSE}, srv.Protocol):
+		return nil, errors.New("protocol is auto, legacy, modern or sse")
+	case srv.Protocol == SSE && conf.URL == "":
+		return nil, errors.New("protocol sse is of servers with a URL")
+	case srv.prefix != "" && s.spaces[spaceOf(conf.Name)] != "":
+		return nil, fmt.Errorf("its resources would have the same names as those of server %q", s.spaces[spaceOf(conf.Name)])
+	case !validKey(conf.IdempotencyMeta) || conf.IdempotencyHeader != "" && !headerOK.MatchString(conf.IdempotencyHeader):
+		return nil, errors.New("the name of its idempotency key is no good")
+	case strings.HasPrefix(strings.ToLower(conf.IdempotencyHeader), "mcp-") || slices.Contains(reserved, strings.ToLower(conf.IdempotencyHeader)):
+		return nil, errors.New("the header of its idempotency key means something else")
+	case conf.IdempotencyHeader != "" && conf.URL == "":
+		return nil, errors.New("an idempotency header is of servers with a URL")
+	case !slices.Contains([]Trust{FirstUse, Review}, srv.Trust):
+		return nil, errors.New("trust is first_use or review")
 	case srv.Timeout < 0 || srv.MaxResponse < 0 || srv.Refresh < 0:
 		return nil, errors.New("a limit is negative")
 	case (conf.URL == "") == (len(conf.Command) == 0):
 		return nil, errors.New("it needs a URL or a command, and not both")
 	}
+	if srv.prefix != "" {
+		srv.space = spaceOf(conf.Name)
+		s.spaces[srv.space] = conf.Name
+	}
 	if conf.URL != "" {
-		return srv, srv.prepareURL()
+		if srv.Digest != "" || srv.User != "" || srv.Floating {
+			return nil, errors.New("a digest, a user and a floating version are a command's")
+		}
+		return srv, s.prepareURL(srv)
 	}
 	return srv, s.prepareCommand(srv)
 }
 
-func (srv *server) prepareURL() error {
+// reserved are headers that say what a request is, or who sends it.
+var reserved = []string{"accept", "authorization", "connection", "content-length", "content-type", "cookie", "dpop", "host", "last-event-id",
+	"origin", "proxy-authorization", "te", "transfer-encoding", "upgrade", "user-agent"}
+
+// validKey refuses a name of idempotency that is ours or MCP's to say.
+func validKey(name string) bool {
+	return name != "progressToken" && !strings.HasPrefix(name, ours) && !strings.HasPrefix(name, "io.modelcontextprotocol/") &&
+		!strings.ContainsFunc(name, func(r rune) bool { return r <= ' ' || r > '~' || r == '"' || r == '\\' })
+}
+
+func (s *Servers) prepareURL(srv *server) error {
 	u, err := url.Parse(srv.URL)
 	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
 		return errors.New("its URL is not http or https") // nothing of it is shown: it may hold a password
@@ -244,14 +297,14 @@ func (srv *server) prepareURL() error {
 	if u.User != nil || u.Fragment != "" {
 		return errors.New("its URL holds a password or a fragment; a credential belongs into a binding")
 	}
-	ip := net.ParseIP(u.Hostname())
-	srv.plaintext = u.Scheme == "http" && u.Hostname() != "localhost" && (ip == nil || !ip.IsLoopback())
+	srv.plaintext = u.Scheme == "http" && !local(u)
 	if srv.plaintext && srv.Class != "" {
 		return errors.New("it needs a credential, which is not sent over plain http: use https")
 	}
 	srv.kind = overHTTP
 	srv.addr = (&url.URL{Scheme: u.Scheme, Host: u.Host, Path: u.Path}).String()
-	return nil
+	srv.transport, err = s.transport(srv, u)
+	return err
 }
 
 func (s *Servers) prepareCommand(srv *server) error {
@@ -269,6 +322,19 @@ func (s *Servers) prepareCommand(srv *server) error {
 	}
 	srv.argv = append([]string{path}, srv.Command[1:]...)
 	srv.kind, srv.addr = stdio, path
+	if why := floating(srv.argv); why != "" && !srv.Floating {
+		return fmt.Errorf("its command may run another program tomorrow than today: %s; or take the risk by `unsafe: floating`", why)
+	}
+	if srv.Digest != "" && !digestShape.MatchString(srv.Digest) {
+		return errors.New("a digest is sha256: and 64 hex digits")
+	}
+	if srv.User != "" {
+		uid, gid, err := account(srv.User)
+		if err != nil {
+			return err
+		}
+		srv.uid = &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}
+	}
 	if s.launcher == nil {
 		s.launcher = newLauncher()
 	}
@@ -279,9 +345,15 @@ func (s *Servers) prepareCommand(srv *server) error {
 		if s.scratch, err = os.MkdirTemp("", "toolbroker-"); err != nil {
 			return err
 		}
+		if err := os.Chmod(s.scratch, 0o711); err != nil { // so that children of other users find theirs
+			return err
+		}
 	}
 	srv.dir = filepath.Join(s.scratch, srv.Name)
-	return os.Mkdir(srv.dir, 0o700)
+	if err := os.Mkdir(srv.dir, 0o700); err != nil || srv.uid == nil {
+		return err
+	}
+	return os.Chown(srv.dir, int(srv.uid.Uid), int(srv.uid.Gid))
 }
 
 // Run keeps the catalogue fresh until ctx ends or the Servers are closed; then
@@ -301,8 +373,12 @@ func (s *Servers) Run(ctx context.Context) error {
 	var all sync.WaitGroup
 	defer all.Wait()
 	for _, f := range s.feeds {
+		for _, why := range f.s.unsafe() {
+			f.record(gateway.Fact{Type: audit.ServerUnsafe, Detail: why})
+		}
 		all.Go(func() { f.run(ctx) })
 	}
+	all.Go(func() { s.pins.watch(ctx) })
 	all.Go(func() {
 		defer close(s.ready)
 		grace := time.NewTimer(s.pace.grace)
@@ -350,7 +426,11 @@ func (s *Servers) Close(ctx context.Context) error {
 		err = fmt.Errorf("close the servers: %w", ctx.Err())
 	}
 	s.closing.Do(func() {
-		s.web.CloseIdleConnections()
+		for _, srv := range s.servers {
+			if srv.transport != nil {
+				srv.transport.CloseIdleConnections()
+			}
+		}
 		if s.launcher != nil {
 			s.launcher.stop()
 		}
@@ -372,26 +452,25 @@ func (s *Servers) background(f func()) {
 	s.tasks.Go(f)
 }
 
-// Tools returns a tenant's catalogue, sorted by alias; not to be changed.
-func (s *Servers) Tools(tenant string) []gateway.Tool {
+// Offered implements [gateway.Servers].
+func (s *Servers) Offered(tenant string, of gateway.Sort) []gateway.Tool {
 	if c := (*s.view.Load())[tenant]; c != nil {
-		return c.tools
+		return c.shelf(of).tools
 	}
 	return nil
 }
 
-// Resolve finds a tool by the name agents see.
-func (s *Servers) Resolve(tenant, alias string) (gateway.Tool, bool) {
+// Resolve implements [gateway.Servers].
+func (s *Servers) Resolve(tenant string, of gateway.Sort, alias string) (gateway.Tool, bool) {
 	if c := (*s.view.Load())[tenant]; c != nil {
-		if i, ok := c.byName[alias]; ok {
-			return c.tools[i], true
-		}
+		return c.find(of, alias)
 	}
 	return gateway.Tool{}, false
 }
 
 // publish takes a feed's new listing into its tenants' catalogues.
 func (s *Servers) publish(f *feed, found *listing) {
+	s.pins.settle(f, found.all(), f.current == nil)
 	for _, c := range s.swap(f, found) {
 		s.log.Warn("tool withheld: another has the same alias", "tenant", c.tenant, "server", c.tool.Server, "tool", c.tool.Name)
 		s.record(c.tenant, gateway.Fact{Type: audit.ToolsChanged, Tool: &c.tool, Detail: "withheld: another tool has the same alias"})
@@ -409,23 +488,30 @@ func (s *Servers) swap(f *feed, found *listing) (fresh []clash) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	f.current = found
-	view := maps.Clone(*s.view.Load())
 	for _, tenant := range f.tenants {
-		var listings []*listing
-		for _, other := range s.feeds {
-			if other.current != nil && slices.Contains(other.tenants, tenant) {
-				listings = append(listings, other.current)
-			}
-		}
-		c, withheld := merge(listings)
-		view[tenant] = c
-		for _, t := range withheld {
-			if id := tenant + " " + t.ID(); !s.told[id] && len(s.told) < maxTools {
-				s.told[id] = true
-				fresh = append(fresh, clash{tenant, t})
-			}
+		fresh = append(fresh, s.rebuild(tenant)...)
+	}
+	return fresh
+}
+
+// rebuild puts a tenant's new catalogue in place, out of what its servers say and
+// what of that was accepted. s.mu is held.
+func (s *Servers) rebuild(tenant string) (fresh []clash) {
+	var listings []*listing
+	for _, f := range s.feeds {
+		if f.current != nil && slices.Contains(f.tenants, tenant) {
+			listings = append(listings, s.pins.admitted(tenant, f.current))
 		}
 	}
+	c, withheld := merge(listings)
+	for _, t := range withheld {
+		if id := tenant + " " + t.ID(); !s.told[id] && len(s.told) < maxTools {
+			s.told[id] = true
+			fresh = append(fresh, clash{tenant, t})
+		}
+	}
+	view := maps.Clone(*s.view.Load())
+	view[tenant] = c
 	s.view.Store(&view)
 	return fresh
 }
@@ -450,117 +536,9 @@ func (srv *server) asTool() *gateway.Tool {
 	return &gateway.Tool{Server: srv.Name, Kind: srv.kind, Addr: srv.addr}
 }
 
-// heard takes a notification that a server sent beside a call.
-func (srv *server) heard(method string) {
-	if method == "notifications/tools/list_changed" {
-		for _, f := range srv.feeds {
-			f.nudge()
-		}
-	}
-}
-
-// Forward sends a decided call and returns the answer.
-//
-// The answer's bytes are the server's own, except that keys in our name space
-// are gone from _meta and from an error's data. A result that is not the end
-// of the call (input_required, task) is an error. Progress goes to s, with the
-// call's id as its token. An error that wraps ErrNotSent means that nothing of
-// the call reached the server; one that wraps context.DeadlineExceeded or
-// context.Canceled says which it was. A call is sent at most once.
-func (s *Servers) Forward(ctx context.Context, f gateway.Forward, out gateway.Stream) (gateway.Result, error) {
-	srv := s.servers[f.Tool.Server]
-	if srv == nil || !slices.Contains(srv.Tenants, f.Principal.Tenant) || f.Task.Tenant != "" && f.Task.Tenant != f.Principal.Tenant {
-		return gateway.Result{}, notSent(errors.New("no such server for this tenant"))
-	}
-	ctx, cancel := context.WithTimeout(ctx, srv.Timeout)
-	defer cancel()
-	l, give, err := s.link(ctx, srv, f)
-	if err != nil {
-		for _, f := range srv.feeds {
-			f.nudge() // perhaps it is another server by now
-		}
-		return gateway.Result{}, fmt.Errorf("server %s: %w", srv.Name, notSent(err))
-	}
-	defer give()
-
-	c := call{method: "tools/call"}
-	if f.Progress && out != nil {
-		c.token = cmp.Or(f.CallID, rand.Text())
-		c.progress = func(params json.RawMessage) error {
-			return out.Notify(ctx, "notifications/progress", scrub(params, "_meta"))
-		}
-	}
-	var meta []byte
-	if l.speaks() == modernEra {
-		meta = srv.meta
-	}
-	if c.params, err = callParams(f, c.token, meta); err != nil {
-		return gateway.Result{}, fmt.Errorf("server %s: %w", srv.Name, notSent(err))
-	}
-	if meta != nil && srv.kind == overHTTP {
-		c.header = mirror(f.Tool, c.params)
-	}
-	m, err := l.do(ctx, c)
-	switch {
-	case err != nil:
-		return gateway.Result{}, fmt.Errorf("server %s: %w", srv.Name, err)
-	case m.fault != nil:
-		return gateway.Result{Error: scrub(m.fault, "data")}, nil
-	}
-	if err := finished(m.result); err != nil {
-		return gateway.Result{}, fmt.Errorf("server %s: %w", srv.Name, err)
-	}
-	return gateway.Result{Raw: scrub(m.result, "_meta")}, nil
-}
-
-// link returns a way to the server for one call. In the modern era over HTTP
-// that is an address; else it is shared by calls of the same owner only.
-func (s *Servers) link(ctx context.Context, srv *server, f gateway.Forward) (link, func(), error) {
-	if s.stopped.Err() != nil {
-		return nil, nil, errClosed
-	}
-	e := era(srv.era.Load())
-	if srv.kind == overHTTP && e == modernEra {
-		l, err := s.dial(srv, f.Lease, modernEra)
-		return l, func() {}, err
-	}
-	k := key{server: srv.Name, tenant: f.Principal.Tenant, task: f.Task.ID, lease: f.Lease.ID}
-	if srv.kind == overHTTP {
-		k.principal, k.session = f.Principal.ID, f.Session
-	}
-	return s.pool.take(ctx, k, f.Lease.PerCall, func(ctx context.Context) (link, error) {
-		ctx, cancel := context.WithTimeout(ctx, srv.Timeout)
-		defer cancel()
-		switch {
-		case e == legacyEra:
-			l, _, err := s.session(ctx, srv, f.Lease)
-			return l, err
-		case e == modernEra:
-			return s.dial(srv, f.Lease, modernEra)
-		}
-		l, g, err := s.greet(ctx, srv, f.Lease)
-		if err == nil {
-			srv.era.Store(int32(g.era))
-		}
-		return l, err
-	})
-}
-
-// mirror makes the headers that repeat a modern request's params.
-func mirror(t gateway.Tool, params []byte) map[string]string {
-	all := map[string]string{mcp.HeaderName: t.Name}
-	if strings.Contains(string(t.Schema), "x-mcp-header") {
-		maps.Copy(all, mcp.GenerateParamHeaders(&mcp.Tool{Name: t.Name, RawInputSchema: t.Schema}, params))
-	}
-	return all
-}
-
 // EndTask implements [gateway.Servers]; calls of the task that come later are not
-// sent. It returns when its sessions and children are gone or ctx ends.
-func (s *Servers) EndTask(ctx context.Context, tenant, task string) (int, error) {
-	closed, left := s.pool.endTask(ctx, tenant, task)
-	if left > 0 {
-		return closed, fmt.Errorf("%d sessions or children of the task are not closed: %w", left, ctx.Err())
-	}
-	return closed, nil
+// sent. It returns when its sessions and children are gone or ctx ends. A server
+// that does not say that it ended a session is asked for a minute.
+func (s *Servers) EndTask(ctx context.Context, tenant, task string) gateway.LinkEnds {
+	return s.pool.endTask(ctx, tenant, task)
 }

@@ -150,8 +150,8 @@ func TestSessionsEnd(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if _, err := s.EndTask(t.Context(), "a", "t1"); err != nil {
-		t.Fatal(err)
+	if ends := s.EndTask(t.Context(), "a", "t1"); len(ends.Open)+len(ends.Lost) > 0 {
+		t.Fatalf("%+v", ends)
 	}
 	ended := 0
 	for _, id := range f.calls() {
@@ -161,6 +161,57 @@ func TestSessionsEnd(t *testing.T) {
 	}
 	if ended != 2 {
 		t.Errorf("%d sessions ended, of the call's, t1's and t2's", ended)
+	}
+}
+
+// A session is gone when its server says so, and not before; one that does not say
+// so is named.
+func TestSessionsWhoseEndIsNotConfirmed(t *testing.T) {
+	for name, row := range map[string]struct {
+		answers []int // to DELETE; the last one again
+		want    gateway.LinkEnds
+	}{
+		"it ends it":               {[]int{200}, gateway.LinkEnds{Gone: []string{"x"}}},
+		"it knows it no more":      {[]int{404}, gateway.LinkEnds{Gone: []string{"x"}}},
+		"it ends it when it can":   {[]int{503, 503, 204}, gateway.LinkEnds{Gone: []string{"x"}}},
+		"it never can":             {[]int{503}, gateway.LinkEnds{Lost: []string{"x"}}},
+		"it ends none":             {[]int{405}, gateway.LinkEnds{Lost: []string{"x"}}},
+		"it takes no credential":   {[]int{401}, gateway.LinkEnds{Lost: []string{"x"}}},
+		"it does not answer, then": {[]int{0, 200}, gateway.LinkEnds{Gone: []string{"x"}}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := newSessions()
+			usual, late := f.before, make(chan struct{})
+			var n atomic.Int32
+			f.before = func(w http.ResponseWriter, r *http.Request, m fakeMessage) bool {
+				if r.Method != http.MethodDelete || !slices.Contains(f.calls(), r.Header.Get("Mcp-Session-Id")) {
+					return usual(w, r, m)
+				}
+				status := row.answers[min(int(n.Add(1)), len(row.answers))-1]
+				if status == 0 {
+					<-late
+					panic(http.ErrAbortHandler)
+				}
+				w.WriteHeader(status)
+				return true
+			}
+			s, _ := start(t, Config{Servers: []Server{{Name: "x", URL: f.serve(t)}}})
+			s.pool.asks = 500 * time.Millisecond
+			if _, err := forward(t, s, "x__act", `{}`, task("t1")); err != nil {
+				t.Fatal(err)
+			}
+			if row.answers[0] == 0 {
+				ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+				defer cancel()
+				if got := s.EndTask(ctx, "a", "t1"); !slices.Equal(got.Open, []string{"x"}) || len(got.Gone)+len(got.Lost) > 0 {
+					t.Errorf("meanwhile %+v", got)
+				}
+				close(late)
+			}
+			if got := s.EndTask(t.Context(), "a", "t1"); fmt.Sprint(got) != fmt.Sprint(row.want) {
+				t.Errorf("%+v", got)
+			}
+		})
 	}
 }
 
@@ -294,10 +345,10 @@ func TestACredentialIsNotSentInTheClear(t *testing.T) {
 func TestAnotherTenantsServerIsNotReached(t *testing.T) {
 	f := &fake{modern: true}
 	s, _ := start(t, Config{Servers: []Server{{Name: "x", Tenants: []string{"b"}, URL: f.serve(t)}}})
-	if len(s.Tools("a")) != 0 || len(s.Tools("b")) != 1 || len(s.Tools("c")) != 0 {
-		t.Errorf("a sees %d, b %d, c %d tools", len(s.Tools("a")), len(s.Tools("b")), len(s.Tools("c")))
+	if len(s.Offered("a", gateway.SortTool)) != 0 || len(s.Offered("b", gateway.SortTool)) != 1 || len(s.Offered("c", gateway.SortTool)) != 0 {
+		t.Errorf("a sees %d, b %d, c %d tools", len(s.Offered("a", gateway.SortTool)), len(s.Offered("b", gateway.SortTool)), len(s.Offered("c", gateway.SortTool)))
 	}
-	tool, _ := s.Resolve("b", "x__act")
+	tool, _ := s.Resolve("b", gateway.SortTool, "x__act")
 	_, err := s.Forward(t.Context(), gateway.Forward{Tool: tool, Principal: gateway.Principal{Tenant: "a"}}, nil)
 	if !errors.Is(err, gateway.ErrNotSent) || f.count("tools/call") > 0 {
 		t.Errorf("it ended with %v", err)
@@ -326,12 +377,13 @@ func TestProgress(t *testing.T) {
 			t.Fatal(err)
 		}
 		if got := strings.Join(e.heard, "\n"); got != `notifications/progress {"progressToken":"call-1", "progress":1}
+notifications/message {"level":"info","data":"x"}
 notifications/progress {"progressToken":"call-1","progress":4,"_meta":{"k":2}}` {
 			t.Errorf("heard %s", got)
 		}
-		// Who did not ask hears nothing, and says no token.
+		// Who did not ask hears no progress, and says no token.
 		quiet := &ear{}
-		if _, err := forwardTo(t, s, "x__act", `{}`, quiet); err != nil || len(quiet.heard) > 0 {
+		if _, err := forwardTo(t, s, "x__act", `{}`, quiet); err != nil || len(quiet.heard) != 1 {
 			t.Errorf("%v, heard %q", err, quiet.heard)
 		}
 	}
@@ -406,7 +458,7 @@ func TestCancellation(t *testing.T) {
 			}}
 			s, _ := start(t, Config{Servers: []Server{{Name: "x", URL: f.serve(t)}}})
 			ctx, cancel := context.WithCancel(t.Context())
-			tool, _ := s.Resolve("a", "x__act")
+			tool, _ := s.Resolve("a", gateway.SortTool, "x__act")
 			ended := make(chan error, 1)
 			go func() {
 				_, err := s.Forward(ctx, gateway.Forward{Tool: tool, Principal: gateway.Principal{Tenant: "a"}}, nil)

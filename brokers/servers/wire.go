@@ -3,7 +3,6 @@ package servers
 import (
 	"bytes"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -11,8 +10,6 @@ import (
 	"strings"
 
 	"github.com/go-json-experiment/json/jsontext"
-	"github.com/mark3labs/mcp-go/mcp"
-
 	"toolbroker/gateway"
 )
 
@@ -25,6 +22,7 @@ const ours = "io.toolbroker/"
 var (
 	errRubbish = unusable("the server's reply is not valid JSON-RPC")
 	errTooBig  = unusable("the server's reply is too big")
+	errNoise   = unusable("the server says too much that nobody asked for")
 )
 
 // unusable is an error about a server that answered, but not with what can be
@@ -85,6 +83,42 @@ func members(object []byte) ([]member, error) {
 		return nil, errRubbish
 	}
 	return all, nil
+}
+
+// elements splits a JSON array, as members does an object.
+func elements(array []byte) ([]member, error) {
+	d := jsontext.NewDecoder(bytes.NewBuffer(array))
+	if t, err := d.ReadToken(); err != nil || t.Kind() != '[' {
+		return nil, errRubbish
+	}
+	var all []member
+	for d.PeekKind() != ']' {
+		value, err := d.ReadValue()
+		if err != nil {
+			return nil, errRubbish
+		}
+		end := int(d.InputOffset())
+		at := end - len(value)
+		all = append(all, member{start: at, end: end, at: at, value: array[at:end:end]})
+	}
+	if _, err := d.ReadToken(); err != nil {
+		return nil, errRubbish
+	}
+	return all, nil
+}
+
+// word returns the string that value is.
+func word(value json.RawMessage) (string, bool) {
+	if jsontext.Value(value).Kind() != '"' {
+		return "", false
+	}
+	s, err := jsontext.AppendUnquote(nil, value)
+	return string(s), err == nil
+}
+
+// object reports whether raw is a JSON object that every decoder reads alike.
+func object(raw json.RawMessage) bool {
+	return jsontext.Value(raw).Kind() == '{' && jsontext.Value(raw).IsValid()
 }
 
 // openingQuote finds where the string that ends before end begins.
@@ -185,6 +219,15 @@ func faultCode(fault json.RawMessage) int64 {
 	return body.Code
 }
 
+// numberOf returns the id that is one of ours, or 0.
+func numberOf(id json.RawMessage) int64 {
+	n, err := strconv.ParseInt(string(id), 10, 64)
+	if err != nil {
+		return 0
+	}
+	return n
+}
+
 // frame writes a request or, with id 0, a notification.
 func frame(id int64, method string, params json.RawMessage) []byte {
 	b := make([]byte, 0, len(params)+len(method)+64)
@@ -202,106 +245,6 @@ func frame(id int64, method string, params json.RawMessage) []byte {
 		b = append(b, params...)
 	}
 	return append(b, '}')
-}
-
-// answer writes the response to a request of the server's: a ping is answered,
-// and as we declare no capability, nothing else is.
-func answer(m message) []byte {
-	b := append([]byte(`{"jsonrpc":"2.0","id":`), m.id...)
-	if m.method == "ping" {
-		return append(b, `,"result":{}}`...)
-	}
-	return append(b, `,"error":{"code":-32601,"message":"not supported by this client"}}`...)
-}
-
-// callParams builds the params of a tools/call out of what was decided, and of
-// nothing else. The arguments are the agent's bytes.
-func callParams(f gateway.Forward, token string, era []byte) (json.RawMessage, error) {
-	args := f.Args
-	if len(args) == 0 {
-		args = json.RawMessage("{}")
-	}
-	if jsontext.Value(args).Kind() != '{' || !jsontext.Value(args).IsValid() {
-		return nil, errors.New("the arguments are not a JSON object")
-	}
-	meta, err := callMeta(f.Meta, token, era)
-	if err != nil {
-		return nil, err
-	}
-	b := make([]byte, 0, len(args)+len(meta)+len(f.Tool.Name)+64)
-	b = append(b, `{"name":`...)
-	if b, err = jsontext.AppendQuote(b, f.Tool.Name); err != nil {
-		return nil, errors.New("the tool's name is not valid UTF-8")
-	}
-	b = append(b, `,"arguments":`...)
-	b = append(b, args...)
-	if meta != nil {
-		b = append(b, `,"_meta":`...)
-		b = append(b, meta...)
-	}
-	return append(b, '}'), nil
-}
-
-// callMeta puts together what the config lets through of the agent's _meta,
-// our progress token, and what the era wants; nil when that is nothing.
-func callMeta(allowed json.RawMessage, token string, era []byte) ([]byte, error) {
-	var parts [][]byte
-	if len(allowed) > 0 {
-		all, err := members(allowed)
-		if err != nil {
-			return nil, errors.New("the agent's _meta is not a JSON object")
-		}
-		for _, m := range all {
-			// These are for us to say, whoever let them through.
-			if m.name != "progressToken" && !strings.HasPrefix(m.name, "io.modelcontextprotocol/") && !strings.HasPrefix(m.name, ours) {
-				parts = append(parts, allowed[m.start:m.end])
-			}
-		}
-	}
-	if token != "" {
-		quoted, err := jsontext.AppendQuote([]byte(`"progressToken":`), token)
-		if err != nil {
-			return nil, err
-		}
-		parts = append(parts, quoted)
-	}
-	if era != nil {
-		parts = append(parts, era)
-	}
-	if parts == nil {
-		return nil, nil
-	}
-	return slices.Concat([]byte("{"), bytes.Join(parts, []byte(",")), []byte("}")), nil
-}
-
-// modernMeta is what each request of the 2026-07-28 era says about us: the
-// members, without the braces.
-func modernMeta(version string) []byte {
-	b := []byte(`"` + mcp.MetaKeyProtocolVersion + `":"` + mcp.ProtocolVersion20260728 + `","` + mcp.MetaKeyClientInfo + `":`)
-	b = append(b, clientInfo(version)...)
-	return append(b, `,"`+mcp.MetaKeyClientCapabilities+`":{}`...)
-}
-
-func clientInfo(version string) []byte {
-	b, err := json.Marshal(map[string]string{"name": "toolbroker", "version": version})
-	if err != nil {
-		panic(err) // a map of strings
-	}
-	return b
-}
-
-// hasToken reports whether a progress notification is about token.
-func hasToken(params json.RawMessage, token string) bool {
-	all, err := members(params)
-	if err != nil || token == "" {
-		return false
-	}
-	i := slices.IndexFunc(all, func(m member) bool { return m.name == "progressToken" })
-	if i < 0 || jsontext.Value(all[i].value).Kind() != '"' {
-		return false
-	}
-	got, err := jsontext.AppendUnquote(nil, all[i].value)
-	return err == nil && string(got) == token
 }
 
 // scrub deletes keys in our name space from the object at raw's member named
@@ -336,71 +279,6 @@ func scrub(raw json.RawMessage, where string) json.RawMessage {
 		return slices.Concat(raw[:m.at], []byte("{"), bytes.Join(kept, []byte(",")), []byte("}"), raw[m.end:])
 	}
 	return raw
-}
-
-// maxResultDepth is far above what any tool answers and below what clients read.
-const maxResultDepth = 256
-
-// finished refuses a result that is not the end of a call, or that no client
-// could read: a server that asks back, or that promises an answer later, is not
-// supported yet.
-func finished(result json.RawMessage) error {
-	all, err := members(result)
-	if err != nil {
-		return err
-	}
-	if depth(result) > maxResultDepth {
-		return unusable("the server's answer is nested too deep")
-	}
-	var task, content bool
-	var unreadable error
-	for _, m := range all {
-		switch m.name {
-		case "resultType":
-			kind, err := jsontext.AppendUnquote(nil, m.value)
-			if err != nil {
-				return errRubbish
-			}
-			switch string(kind) {
-			case "complete":
-			case "input_required", "task":
-				return unusable("the server answered with a result of type " + string(kind) + ", which is not supported")
-			default:
-				return unusable("the server answered with a result of a type that is not supported")
-			}
-		case "task":
-			task = true
-		case "content":
-			content = true
-			if !blocks(jsontext.Value(m.value)) {
-				unreadable = unusable("the content of the server's answer is not a list of blocks")
-			}
-		case "isError":
-			if k := jsontext.Value(m.value).Kind(); k != 't' && k != 'f' {
-				unreadable = unusable("isError in the server's answer is neither true nor false")
-			}
-		}
-	}
-	if task && !content {
-		return unusable("the server answered with a task, which is not supported")
-	}
-	return unreadable
-}
-
-// blocks reports whether v is a list of objects that each name their type.
-func blocks(v jsontext.Value) bool {
-	var all []struct {
-		Type *string `json:"type"`
-	}
-	if v.Kind() != '[' || json.Unmarshal(v, &all) != nil {
-		return false
-	}
-	for _, b := range all {
-		if b.Type == nil {
-			return false
-		}
-	}
-	return true
 }
 
 // depth is how deep a JSON value is nested.

@@ -169,12 +169,12 @@ func TestParams(t *testing.T) {
 		{`{}`, `[]`, "", ""},
 		{`{}`, `{"a":1,"a":2}`, "", ""},
 	} {
-		got, err := callParams(forward(c.args, c.meta), c.token, nil)
+		got, err := callParams(forward(c.args, c.meta), envelope{token: c.token})
 		if string(got) != c.want || (err == nil) != (c.want != "") {
 			t.Errorf("%s and %s became %s, %v", c.args, c.meta, got, err)
 		}
 	}
-	got, err := callParams(forward(`{}`, `{"k":1}`), "c1", modernMeta(`9"`))
+	got, err := callParams(forward(`{}`, `{"k":1}`), envelope{token: "c1", era: modernMeta(`9"`, nil, "")})
 	if err != nil || string(got) != `{"name":"act","arguments":{},"_meta":{"k":1,"progressToken":"c1",`+
 		`"io.modelcontextprotocol/protocolVersion":"2026-07-28","io.modelcontextprotocol/clientInfo":{"name":"toolbroker","version":"9\""},"io.modelcontextprotocol/clientCapabilities":{}}}` {
 		t.Errorf("%s, %v", got, err)
@@ -256,7 +256,8 @@ func FuzzEvents(f *testing.F) {
 		if limit < 1 || limit > 1<<20 {
 			return
 		}
-		_ = readEvents(bytes.NewReader(in), limit, func(data []byte) (bool, error) {
+		e := events{limit: limit}
+		_ = e.read(bytes.NewReader(in), func(data []byte) (bool, error) {
 			if int64(len(data)) > limit {
 				t.Fatalf("gave %d bytes past a limit of %d", len(data), limit)
 			}

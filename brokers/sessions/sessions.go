@@ -1,16 +1,20 @@
 // Package sessions remembers which legacy MCP session is whose, so that any
-// replica can take a session's next request.
+// replica can take a session's next request, and brings what an agent sends in a
+// session (an answer, a cancellation) to the replica that waits for it.
 //
-// A session's id is its agent's secret: Redis has a digest of it only.
+// A session's id is its agent's secret: Redis has a digest of it, and the id
+// itself only in what is sealed.
 package sessions
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"strconv"
 	"sync"
@@ -22,41 +26,53 @@ import (
 
 // Config is what Sessions is made of.
 type Config struct {
-	Store *redis.Store
-	TTL   time.Duration    // how long a session lives without a request; default 24 h
-	Now   func() time.Time // default time.Now
+	Store     *redis.Store
+	TTL       time.Duration    // how long a session lives without a request; 0 for 24 h
+	MaxAnswer int              // bytes of an answer to an ask; 0 for 4 MiB
+	Now       func() time.Time // nil for time.Now
+	Log       *slog.Logger     // nil for slog's default
 }
 
 // Sessions implements [gateway.Sessions]. It is safe for concurrent use.
+// [Sessions.Run] must be running: it wakes and it tells.
 //
-// What another replica closed is noticed within a second: that long a replica
-// takes its own word for whose a session is.
+// What another replica closed or changed is noticed within a second: that long a
+// replica takes its own word for whose a session is.
 type Sessions struct {
-	store *redis.Store
-	ttl   time.Duration
-	now   func() time.Time
+	Config
+	mail, topic redis.Key // where letters lie, and where changes are told
 
-	mu   sync.Mutex
-	seen map[string]seen
+	mu       sync.Mutex
+	seen     map[string]seen
+	expected map[string]chan struct{} // rung when an ask was answered, by its digest
+	watchers map[int]func(session, request string, closed bool)
+	watched  int
+	heard    map[string]time.Time // mail that was delivered, by its nonce
 }
 
+// seen is how this replica saw a session last. One that went back to an older
+// version, or was closed and is there again, is not believed.
 type seen struct {
-	binding string
-	until   time.Time
+	session gateway.Session
+	seq     int64
+	until   time.Time // its own word is taken
+	closed  bool
+}
+
+// A record is a session as Redis holds it: sealed under its key and its version.
+type record struct {
+	gateway.Session
+	ID  string `json:"id"` // for whoever must be told that it was closed
+	seq int64
 }
 
 const (
-	sealed   = "session"
-	fresh    = time.Second
-	mostSeen = 50_000 // forgetting them all costs a round trip each
+	fresh     = time.Second
+	mostSeen  = 50_000    // forgetting them all costs a round trip each
+	maxRecord = 256 << 10 // bytes of a session
+	timeout   = 2 * time.Second
+	topic     = "sessions"
 )
-
-// A kept session is what Redis has of one, sealed.
-type kept struct {
-	Binding string `json:"binding"`
-	Tenant  string `json:"tenant"`
-	Task    string `json:"task"`
-}
 
 // keep lets a session live on, and its task's index with it. KEYS: session, index.
 var keep = redis.NewScript(`
@@ -67,119 +83,219 @@ return {'ok'}`)
 // open keeps a session and lists it with its task. KEYS: session, index. ARGV:
 // sealed session, how long it lives, digest.
 var open = redis.NewScript(`
-redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+redis.call('HSET', KEYS[1], 'seq', '1', 'session', ARGV[1])
+redis.call('PEXPIRE', KEYS[1], ARGV[2])
 redis.call('SADD', KEYS[2], ARGV[3])
 redis.call('PEXPIRE', KEYS[2], ARGV[2])
 return {'ok'}`)
 
-// end forgets sessions and strikes them off their task's index, and counts them.
-// KEYS: index, sessions. ARGV: their digests.
+// change takes a session from one version to the next. KEYS: session. ARGV:
+// version, next version, sealed session.
+var change = redis.NewScript(`
+local seq = redis.call('HGET', KEYS[1], 'seq')
+if not seq then return {'none'} end
+if seq ~= ARGV[1] then return {'moved'} end
+redis.call('HSET', KEYS[1], 'seq', ARGV[2], 'session', ARGV[3])
+return {'ok'}`)
+
+// end forgets sessions and strikes them off their task's index, tells of each
+// that was there, and counts those. KEYS: index, mail, topic, sessions. ARGV: as
+// for post, then each session's digest and sealed mail, or ”.
 var end = redis.NewScript(`
-local n = 0
-for i, digest in ipairs(ARGV) do
-  n = n + redis.call('DEL', KEYS[i+1])
+local n, told = 0, false
+for i = 4, #KEYS do
+  local digest, letter = ARGV[2*i-5], ARGV[2*i-4]
   redis.call('SREM', KEYS[1], digest)
+  if redis.call('DEL', KEYS[i]) == 1 then
+    n = n + 1
+    if letter ~= '' then
+      redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[1], '*', 'what', letter)
+      told = true
+    end
+  end
+end
+if told then
+  redis.call('PEXPIRE', KEYS[2], ARGV[2])
+  redis.call('PUBLISH', KEYS[3], 'mail')
 end
 return {n}`)
 
-// New makes Sessions.
+// New makes Sessions. It does not wait for Redis.
 func New(c Config) (*Sessions, error) {
 	if c.Store == nil {
 		return nil, errors.New("sessions: no store")
 	}
-	if c.TTL == 0 {
-		c.TTL = 24 * time.Hour
-	}
+	c.TTL = cmp.Or(c.TTL, 24*time.Hour)
+	c.MaxAnswer = cmp.Or(c.MaxAnswer, 4<<20)
+	c.Log = cmp.Or(c.Log, slog.Default())
 	if c.Now == nil {
 		c.Now = time.Now
 	}
-	return &Sessions{store: c.Store, ttl: c.TTL, now: c.Now, seen: map[string]seen{}}, nil
+	s := &Sessions{
+		Config: c, seen: map[string]seen{}, expected: map[string]chan struct{}{},
+		watchers: map[int]func(string, string, bool){}, heard: map[string]time.Time{},
+	}
+	var err, terr error
+	s.mail, err = c.Store.Key(redis.Shared, redis.SessionsMail)
+	s.topic, terr = c.Store.Topic(redis.Shared, topic)
+	return s, errors.Join(err, terr)
 }
 
 func (s *Sessions) key(session string) (k redis.Key, digest string, err error) {
 	sum := sha256.Sum256([]byte(session))
 	digest = hex.EncodeToString(sum[:])
-	k, err = s.store.Key(redis.Shared, redis.AgentSession, digest)
+	k, err = s.Store.Key(redis.Shared, redis.AgentSession, digest)
 	return k, digest, err
 }
 
 func (s *Sessions) index(tenant, task string) (redis.Key, error) {
-	return s.store.Key(redis.Shared, redis.SessionsTask, tenant, task)
+	return s.Store.Key(redis.Shared, redis.SessionsTask, tenant, task)
 }
 
-// read returns a session as Redis has it, or ErrNotFound.
-func (s *Sessions) read(ctx context.Context, k redis.Key) (one kept, err error) {
-	raw, err := s.store.Get(ctx, k)
+func versioned(seq int64) string { return "session " + strconv.FormatInt(seq, 10) }
+
+// seal writes a session down, for its key and its version.
+func (s *Sessions) seal(k redis.Key, r record) ([]byte, error) {
+	text, err := json.Marshal(r)
 	if err != nil {
-		return one, err
+		return nil, err
 	}
-	if raw == nil {
-		return one, gateway.ErrNotFound
+	if len(text) > maxRecord {
+		return nil, fmt.Errorf("a session of %d bytes: %w", len(text), gateway.ErrTooMany)
 	}
-	text, err := s.store.Unseal(k, sealed, raw)
+	return s.Store.Seal(k, versioned(r.seq), text), nil
+}
+
+// unseal returns what a session's fields hold, or ErrNotFound.
+func (s *Sessions) unseal(k redis.Key, fields map[string]string) (r record, err error) {
+	if fields["seq"] == "" && fields["session"] == "" {
+		return r, gateway.ErrNotFound
+	}
+	text, err := s.Store.Unseal(k, "session "+fields["seq"], []byte(fields["session"]))
 	if err == nil {
-		err = json.Unmarshal(text, &one)
+		err = json.Unmarshal(text, &r)
+	}
+	if err == nil {
+		r.seq, err = strconv.ParseInt(fields["seq"], 10, 64)
 	}
 	if err != nil {
-		return one, fmt.Errorf("session: %w", err)
+		return record{}, fmt.Errorf("session: %w", err)
 	}
-	return one, nil
+	return r, nil
 }
 
-// Owner implements [gateway.Sessions].
-func (s *Sessions) Owner(ctx context.Context, session string) (string, error) {
+// read returns a session as Redis has it, or ErrNotFound, also where that is older
+// than what this replica saw: its agent opens another one then.
+func (s *Sessions) read(ctx context.Context, k redis.Key) (record, error) {
+	known := s.known(k) // before the read, which is at least as new
+	found, _, err := s.Store.Fields(ctx, []redis.Key{k}, "seq", "session")
+	if err != nil {
+		return record{}, err
+	}
+	r, err := s.unseal(k, found[0])
+	if errors.Is(err, gateway.ErrNotFound) && known.seq > 0 {
+		s.shut(k) // it was there, and stays gone
+	}
+	if err == nil && (known.closed || r.seq < known.seq) {
+		if !known.closed { // else it may be on its way out
+			s.Log.ErrorContext(ctx, "a stored session went back to an older state, and is not believed", "tenant", r.Tenant, "task", r.Task)
+		}
+		return record{}, gateway.ErrNotFound
+	}
+	return r, err
+}
+
+// Session implements [gateway.Sessions].
+func (s *Sessions) Session(ctx context.Context, session string) (gateway.Session, error) {
 	k, _, err := s.key(session)
 	if err != nil {
-		return "", err
+		return gateway.Session{}, err
 	}
-	now := s.now()
-	s.mu.Lock()
-	known, ok := s.seen[k.String()]
-	s.mu.Unlock()
-	if ok && now.Before(known.until) {
-		return known.binding, nil
+	now := s.Now()
+	switch known := s.known(k); {
+	case known.closed:
+		return gateway.Session{}, gateway.ErrNotFound
+	case now.Before(known.until):
+		return known.session, nil
 	}
-	one, err := s.read(ctx, k)
-	if errors.Is(err, gateway.ErrNotFound) {
-		s.forget(k)
-	}
+	r, err := s.read(ctx, k)
 	if err != nil {
-		return "", err
+		return gateway.Session{}, err
 	}
-	index, err := s.index(one.Tenant, one.Task)
+	index, err := s.index(r.Tenant, r.Task)
 	if err != nil {
-		return "", err
+		return gateway.Session{}, err
 	}
 	// A request keeps its session alive; at most once a second, that is. One
 	// that was closed since we looked stays closed.
-	still, err := s.store.Run(ctx, keep, []redis.Key{k, index}, s.ttl.Milliseconds())
+	still, err := s.Store.Run(ctx, keep, []redis.Key{k, index}, s.TTL.Milliseconds())
 	if err != nil {
-		return "", err
+		return gateway.Session{}, err
 	}
 	if still[0] != "ok" {
-		s.forget(k)
-		return "", gateway.ErrNotFound
+		s.shut(k)
+		return gateway.Session{}, gateway.ErrNotFound
 	}
-	s.remember(k, one.Binding, now)
-	return one.Binding, nil
+	if !s.remember(k, r, now) {
+		return gateway.Session{}, gateway.ErrNotFound
+	}
+	return r.Session, nil
 }
 
 // Open implements [gateway.Sessions].
-func (s *Sessions) Open(ctx context.Context, session, binding, tenant, task string) error {
+func (s *Sessions) Open(ctx context.Context, session string, one gateway.Session) error {
 	k, digest, err := s.key(session)
 	if err != nil {
 		return err
 	}
-	index, err := s.index(tenant, task)
+	index, err := s.index(one.Tenant, one.Task)
 	if err != nil {
 		return err
 	}
-	text, err := json.Marshal(kept{binding, tenant, task})
+	sealed, err := s.seal(k, record{ID: session, Session: one, seq: 1})
 	if err != nil {
 		return err
 	}
-	_, err = s.store.Run(ctx, open, []redis.Key{k, index}, s.store.Seal(k, sealed, text), s.ttl.Milliseconds(), digest)
+	_, err = s.Store.Run(ctx, open, []redis.Key{k, index}, sealed, s.TTL.Milliseconds(), digest)
 	return err
+}
+
+// Change implements [gateway.Sessions]. f is called again where another replica
+// was quicker.
+func (s *Sessions) Change(ctx context.Context, session string, f func(*gateway.Session)) (gateway.Session, error) {
+	k, _, err := s.key(session)
+	if err != nil {
+		return gateway.Session{}, err
+	}
+	for ctx.Err() == nil {
+		now := s.Now()
+		r, err := s.read(ctx, k)
+		if err != nil {
+			return gateway.Session{}, err
+		}
+		changed := r.Session
+		changed.Follows = slices.Clone(changed.Follows)
+		f(&changed)
+		was := r.seq
+		r.LogLevel, r.Follows, r.seq = changed.LogLevel, changed.Follows, was+1
+		sealed, err := s.seal(k, r)
+		if err != nil {
+			return gateway.Session{}, err
+		}
+		reply, err := s.Store.Run(ctx, change, []redis.Key{k}, was, r.seq, sealed)
+		switch {
+		case err != nil:
+			return gateway.Session{}, err
+		case reply[0] == "none":
+			return gateway.Session{}, gateway.ErrNotFound
+		case reply[0] == "ok":
+			if !s.remember(k, r, now) {
+				return gateway.Session{}, gateway.ErrNotFound
+			}
+			return r.Session, nil
+		}
+	}
+	return gateway.Session{}, ctx.Err()
 }
 
 // Close implements [gateway.Sessions].
@@ -188,19 +304,20 @@ func (s *Sessions) Close(ctx context.Context, session string) error {
 	if err != nil {
 		return err
 	}
-	s.forget(k)
-	one, err := s.read(ctx, k)
-	if errors.Is(err, gateway.ErrNotFound) {
-		return nil
+	r, err := s.read(ctx, k)
+	s.shut(k)
+	if err != nil { // not there, not ours, or nobody can say: it goes all the same
+		return s.Store.Del(ctx, k)
 	}
-	if err != nil { // not ours, or nobody can say: it goes all the same
-		return s.store.Del(ctx, k)
-	}
-	index, err := s.index(one.Tenant, one.Task)
+	index, err := s.index(r.Tenant, r.Task)
 	if err != nil {
 		return err
 	}
-	_, err = s.store.Run(ctx, end, []redis.Key{index, k}, digest)
+	letter, err := s.write(letter{Session: session, Closed: true})
+	if err != nil {
+		return err
+	}
+	_, err = s.Store.Run(ctx, end, []redis.Key{index, s.mail, s.topic, k}, mostMail, mailLife.Milliseconds(), digest, letter)
 	return err
 }
 
@@ -211,42 +328,82 @@ func (s *Sessions) EndTask(ctx context.Context, tenant, task string) (int, error
 	if err != nil {
 		return 0, err
 	}
-	digests, err := s.store.Members(ctx, index)
+	digests, err := s.Store.Members(ctx, index)
 	if err != nil {
 		return 0, err
 	}
 	total := 0
 	for part := range slices.Chunk(digests, 500) {
-		keys, args := []redis.Key{index}, []any{}
-		for _, d := range part {
-			k, err := s.store.Key(redis.Shared, redis.AgentSession, d)
-			if err != nil {
-				continue // nothing that we put there
-			}
-			s.forget(k)
-			keys, args = append(keys, k), append(args, d)
-		}
-		reply, err := s.store.Run(ctx, end, keys, args...)
+		n, err := s.endAll(ctx, index, part)
+		total += n
 		if err != nil {
 			return total, err
 		}
-		n, _ := strconv.Atoi(reply[0])
-		total += n
 	}
 	return total, nil
 }
 
-func (s *Sessions) remember(k redis.Key, binding string, now time.Time) {
+func (s *Sessions) endAll(ctx context.Context, index redis.Key, digests []string) (int, error) {
+	keys, args := []redis.Key{index, s.mail, s.topic}, []any{mostMail, mailLife.Milliseconds()}
+	var sessions []redis.Key
+	for _, d := range digests {
+		k, err := s.Store.Key(redis.Shared, redis.AgentSession, d)
+		if err != nil {
+			continue // nothing that we put there
+		}
+		sessions, args = append(sessions, k), append(args, d, "")
+	}
+	found, _, err := s.Store.Fields(ctx, sessions, "seq", "session")
+	if err != nil {
+		return 0, err
+	}
+	for i, k := range sessions {
+		s.shut(k)
+		r, err := s.unseal(k, found[i])
+		if err != nil {
+			continue // it goes, but nobody knows what to tell
+		}
+		if args[2*i+3], err = s.write(letter{Session: r.ID, Closed: true}); err != nil {
+			return 0, err
+		}
+	}
+	reply, err := s.Store.Run(ctx, end, append(keys, sessions...), args...)
+	if err != nil {
+		return 0, err
+	}
+	return strconv.Atoi(reply[0])
+}
+
+func (s *Sessions) known(k redis.Key) seen {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	return s.seen[k.String()]
+}
+
+// remember takes our own word for a session from here on; false means that it was
+// closed meanwhile.
+func (s *Sessions) remember(k redis.Key, r record, now time.Time) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	was := s.seen[k.String()]
+	if r.seq >= was.seq && !was.closed {
+		s.bound()
+		s.seen[k.String()] = seen{session: r.Session, seq: r.seq, until: now.Add(fresh)}
+	}
+	return !was.closed
+}
+
+// shut remembers that a session was closed.
+func (s *Sessions) shut(k redis.Key) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.bound()
+	s.seen[k.String()] = seen{closed: true}
+}
+
+// bound keeps the memory of sessions small. Under s.mu.
+func (s *Sessions) bound() {
 	if len(s.seen) >= mostSeen {
 		clear(s.seen)
 	}
-	s.seen[k.String()] = seen{binding, now.Add(fresh)}
-}
-
-func (s *Sessions) forget(k redis.Key) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	delete(s.seen, k.String())
 }

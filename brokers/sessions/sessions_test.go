@@ -26,14 +26,14 @@ func TestSessions(t *testing.T) {
 			return s
 		}
 		a, b := replica(), replica()
-		if _, err := a.Owner(t.Context(), "s"); !errors.Is(err, gateway.ErrNotFound) {
+		if _, err := a.Session(t.Context(), "s"); !errors.Is(err, gateway.ErrNotFound) {
 			t.Errorf("unknown: %v", err)
 		}
-		if err := a.Open(t.Context(), "s", "alice", "acme", "task-1"); err != nil {
+		if err := a.Open(t.Context(), "s", gateway.Session{Binding: "alice", Tenant: "acme", Task: "task-1"}); err != nil {
 			t.Fatal(err)
 		}
 		for _, s := range []*sessions.Sessions{a, b, b} {
-			if owner, err := s.Owner(t.Context(), "s"); err != nil || owner != "alice" {
+			if owner, err := s.Session(t.Context(), "s"); err != nil || owner.Binding != "alice" {
 				t.Errorf("%q %v", owner, err)
 			}
 		}
@@ -45,19 +45,19 @@ func TestSessions(t *testing.T) {
 		if err := a.Close(t.Context(), "s"); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := a.Owner(t.Context(), "s"); !errors.Is(err, gateway.ErrNotFound) {
+		if _, err := a.Session(t.Context(), "s"); !errors.Is(err, gateway.ErrNotFound) {
 			t.Errorf("closed: %v", err)
 		}
 		now = now.Add(time.Second) // as long as another replica may take its own word
-		if _, err := b.Owner(t.Context(), "s"); !errors.Is(err, gateway.ErrNotFound) {
+		if _, err := b.Session(t.Context(), "s"); !errors.Is(err, gateway.ErrNotFound) {
 			t.Errorf("closed elsewhere: %v", err)
 		}
 		// One session's record is no other's.
-		if err := a.Open(t.Context(), "victim", "alice", "acme", "task-1"); err != nil {
+		if err := a.Open(t.Context(), "victim", gateway.Session{Binding: "alice", Tenant: "acme", Task: "task-1"}); err != nil {
 			t.Fatal(err)
 		}
 		stolen := server.Keys(t, "*agent-session*")[0]
-		if err := a.Open(t.Context(), "thief", "mallory", "acme", "task-1"); err != nil {
+		if err := a.Open(t.Context(), "thief", gateway.Session{Binding: "mallory", Tenant: "acme", Task: "task-1"}); err != nil {
 			t.Fatal(err)
 		}
 		for _, key := range server.Keys(t, "*agent-session*") {
@@ -65,7 +65,7 @@ func TestSessions(t *testing.T) {
 				server.Do(t, "COPY", stolen, key, "REPLACE")
 			}
 		}
-		if owner, err := b.Owner(t.Context(), "thief"); err == nil {
+		if owner, err := b.Session(t.Context(), "thief"); err == nil {
 			t.Errorf("a moved record opens: %q", owner)
 		}
 	})
@@ -88,10 +88,10 @@ func TestTheEndOfATask(t *testing.T) {
 			"one": {"acme", "task-1"}, "two": {"acme", "task-1"}, "closed": {"acme", "task-1"},
 			"other": {"acme", "task-2"}, "theirs": {"globex", "task-1"},
 		} {
-			if err := a.Open(t.Context(), session, session, of[0], of[1]); err != nil {
+			if err := a.Open(t.Context(), session, gateway.Session{Binding: session, Tenant: of[0], Task: of[1]}); err != nil {
 				t.Fatal(err)
 			}
-			if _, err := b.Owner(t.Context(), session); err != nil {
+			if _, err := b.Session(t.Context(), session); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -106,7 +106,7 @@ func TestTheEndOfATask(t *testing.T) {
 		now = now.Add(time.Second)
 		for session, want := range map[string]error{"one": gateway.ErrNotFound, "two": gateway.ErrNotFound, "closed": gateway.ErrNotFound, "other": nil, "theirs": nil} {
 			for _, s := range []*sessions.Sessions{a, b} {
-				if _, err := s.Owner(t.Context(), session); !errors.Is(err, want) {
+				if _, err := s.Session(t.Context(), session); !errors.Is(err, want) {
 					t.Errorf("%s: %v, want %v", session, err, want)
 				}
 			}
@@ -134,11 +134,11 @@ func TestClosedStaysClosed(t *testing.T) {
 		a, b := open(), open()
 		for i := range 200 {
 			id := fmt.Sprint("session-", i)
-			if err := a.Open(t.Context(), id, "alice", "acme", "task-1"); err != nil {
+			if err := a.Open(t.Context(), id, gateway.Session{Binding: "alice", Tenant: "acme", Task: "task-1"}); err != nil {
 				t.Fatal(err)
 			}
 			var work sync.WaitGroup
-			work.Go(func() { _, _ = b.Owner(t.Context(), id) })
+			work.Go(func() { _, _ = b.Session(t.Context(), id) })
 			work.Go(func() {
 				if err := a.Close(t.Context(), id); err != nil {
 					t.Error(err)

@@ -15,7 +15,6 @@ import (
 
 	"toolbroker/brokers/internal/redis"
 	"toolbroker/gateway"
-	"toolbroker/gateway/audit"
 )
 
 // How a task that is ending comes to be over. One replica at a time holds its
@@ -34,9 +33,10 @@ type pace struct {
 	prove   time.Duration // how long after its end everything of a task must be proven gone
 	held    time.Duration // how long a closing is held without a sign of its holder
 	attempt time.Duration // of one call of Here or Shared
+	blind   time.Duration // beyond which calls end where nobody can say what has ended, after they began to be refused
 }
 
-var usual = pace{beat: time.Second, silent: 5 * time.Second, giveUp: time.Minute, prove: 2 * time.Second, held: 5 * time.Second, attempt: 10 * time.Second}
+var usual = pace{blind: time.Second, beat: time.Second, silent: 5 * time.Second, giveUp: time.Minute, prove: 2 * time.Second, held: 5 * time.Second, attempt: 10 * time.Second}
 
 // A closer is a closing that is held here.
 type closer struct{ woken chan struct{} }
@@ -85,7 +85,7 @@ func (r *Tasks) closeSoon(which ref) {
 }
 
 // look holds a closing and says how far it is. KEYS: task, closing, users,
-// reports, children. ARGV: id, who looks, for how long it is held. Returns the
+// reports, children. ARGV: id, who looks (empty: only to see), for how long it is held. Returns the
 // version, the sealed task, now, and three lists with their lengths before them.
 var look = redis.NewScript(redis.Clock + `
 local state = redis.call('HGET', KEYS[1], 'state')
@@ -93,11 +93,13 @@ if state ~= 'ending' then
   redis.call('ZREM', KEYS[2], ARGV[1])
   return {'over'}
 end
-local holder, til = redis.call('HGET', KEYS[1], 'holder'), tonumber(redis.call('HGET', KEYS[1], 'until')) or 0
-if holder and holder ~= ARGV[2] and til > now then return {'held'} end
-local til = now + tonumber(ARGV[3])
-redis.call('HSET', KEYS[1], 'holder', ARGV[2], 'until', string.format('%d', til))
-redis.call('ZADD', KEYS[2], til, ARGV[1])
+if ARGV[2] ~= '' then
+  local holder, til = redis.call('HGET', KEYS[1], 'holder'), tonumber(redis.call('HGET', KEYS[1], 'until')) or 0
+  if holder and holder ~= ARGV[2] and til > now then return {'held'} end
+  til = now + tonumber(ARGV[3])
+  redis.call('HSET', KEYS[1], 'holder', ARGV[2], 'until', string.format('%d', til))
+  redis.call('ZADD', KEYS[2], til, ARGV[1])
+end
 local out = {'ok', redis.call('HGET', KEYS[1], 'v'), redis.call('HGET', KEYS[1], 'task'), now}
 for _, l in ipairs({redis.call('SMEMBERS', KEYS[3]), redis.call('HGETALL', KEYS[4]), redis.call('SMEMBERS', KEYS[5])}) do
   out[#out+1] = #l
@@ -162,7 +164,6 @@ func (r *Tasks) closeTask(ctx context.Context, which ref, c *closer) error {
 	}()
 
 	var asked map[string]bool // children that were told to end
-	said := false
 	for wait := 20 * time.Millisecond; ; wait = min(wait*3/2, 250*time.Millisecond) {
 		began := time.Now()
 		v, ok, err := r.look(ctx, k, which, me)
@@ -171,8 +172,10 @@ func (r *Tasks) closeTask(ctx context.Context, which ref, c *closer) error {
 		}
 		if asked == nil {
 			asked = map[string]bool{}
+			r.toProve(which, v.Task, time.Now().Add(v.Ended.Sub(v.now)))
 			so := v.reports[sharedReport]
 			so.Children, so.Unproven = max(so.Children, len(v.children)), []string{notYetShared}
+			so = so.Add(gateway.Closing{Names: gateway.Names{Children: v.children}})
 			if so.Children > 0 { // counted before any is gone, so that a crash forgets none
 				if err := r.report(ctx, k, which, sharedReport, so); err != nil {
 					return err
@@ -196,12 +199,6 @@ func (r *Tasks) closeTask(ctx context.Context, which ref, c *closer) error {
 				return nil
 			}
 			continue
-		}
-		if !said && v.now.Sub(v.Ended) >= r.pace.prove {
-			said = r.recordUnproven(ctx, v, sum)
-		}
-		if left := r.pace.prove - v.now.Sub(v.Ended); !said && left > 0 {
-			wait = min(wait, left+time.Millisecond)
 		}
 		// Where looking takes long, because so many are closed at once, looks must not
 		// be what the rest waits for. What happens on this replica wakes us anyway.
@@ -259,8 +256,18 @@ func (r *Tasks) sum(ctx context.Context, v view) (total gateway.Closing, waiting
 		total.Unproven, waiting = append(total.Unproven, notYetShared), true
 	}
 	for _, who := range slices.Sorted(maps.Keys(v.reports)) {
-		total = total.Add(v.reports[who])
-		waiting = waiting || len(v.reports[who].Unproven) > 0
+		one := v.reports[who]
+		switch {
+		case who == sharedReport:
+			waiting = waiting || len(one.Unproven) > 0
+		case len(one.Unproven) > 0:
+			late = append(late, who) // its last word counts only while it lives
+			fallthrough
+		default:
+			name, _, _ := strings.Cut(who, "/")
+			one.Unproven, one.Lost = on(name, one.Unproven), on(name, one.Lost)
+		}
+		total = total.Add(one)
 	}
 	for _, child := range slices.Sorted(slices.Values(v.children)) {
 		total.Unproven = append(total.Unproven, "child "+child+" is not closed")
@@ -272,9 +279,13 @@ func (r *Tasks) sum(ctx context.Context, v view) (total gateway.Closing, waiting
 	heard, err := r.heardOf(ctx, late)
 	for i, who := range late {
 		name, _, _ := strings.Cut(who, "/")
+		unreported := "replica " + name + " has not reported"
+		if len(v.reports[who].Unproven) > 0 {
+			unreported = "replica " + name + " has not closed all of it"
+		}
 		switch {
 		case err != nil:
-			total.Unproven = append(total.Unproven, "replica "+name+" has not reported")
+			total.Unproven = append(total.Unproven, unreported)
 			waiting = true
 		case heard[i].bye: // it ended in order, and all that it had with it
 		default:
@@ -282,8 +293,12 @@ func (r *Tasks) sum(ctx context.Context, v view) (total gateway.Closing, waiting
 			if since.IsZero() || since.Before(v.Ended.Add(-r.pace.silent)) {
 				since = v.Ended.Add(-r.pace.silent)
 			}
+			if heard[i].again.Sub(since) >= r.pace.silent {
+				total.Unproven = append(total.Unproven, "not known: what replica "+name+" had of it when it restarted; its calls and children ended then")
+				continue
+			}
 			if v.now.Sub(since) < r.pace.silent {
-				total.Unproven = append(total.Unproven, "replica "+name+" has not reported")
+				total.Unproven = append(total.Unproven, unreported)
 				waiting = true
 				continue
 			}
@@ -294,13 +309,13 @@ func (r *Tasks) sum(ctx context.Context, v view) (total gateway.Closing, waiting
 	return total, waiting
 }
 
-// recordUnproven raises the alert; the record keeps one of several.
-func (r *Tasks) recordUnproven(ctx context.Context, v view, sum gateway.Closing) bool {
-	err := r.Recorder.Durable(ctx, gateway.Fact{Type: audit.TaskEndUnproven, Tenant: v.Tenant, Key: v.ID + ":unproven", At: v.now, Task: &v.Task, Closing: &sum})
-	if err != nil && ctx.Err() == nil {
-		r.Log.ErrorContext(ctx, "a task's end is not proven, and that could not be recorded", "tenant", v.Tenant, "task", v.ID, "error", err)
+// on says where something is.
+func on(replica string, what []string) []string {
+	var all []string
+	for _, w := range what {
+		all = append(all, "on replica "+replica+": "+w)
 	}
-	return err == nil
+	return all
 }
 
 func (r *Tasks) shut(ctx context.Context, k places, v view, sum gateway.Closing, me string) (bool, error) {
@@ -343,6 +358,7 @@ func (r *Tasks) shut(ctx context.Context, k places, v view, sum gateway.Closing,
 		return false, err
 	}
 	r.outbox.Wake()
+	r.proven(ref{t.Tenant, t.ID})
 	if t.Parent != "" {
 		r.nudge(ref{t.Tenant, t.Parent})
 	}
@@ -389,7 +405,7 @@ func (r *Tasks) closeShared(ctx context.Context, k places, t gateway.Task, befor
 func (r *Tasks) until(ctx context.Context, room chan struct{}, do func(context.Context, gateway.Task) gateway.Closing, t gateway.Task, report func(context.Context, gateway.Closing) error) {
 	var so gateway.Closing
 	again := true
-	limit := r.pace.prove * 3 / 4 // the first says what is left before anybody must be alerted to it
+	limit := r.pace.prove / 2 // the first says what is left before anybody must be alerted to it
 	for wait := 50 * time.Millisecond; ctx.Err() == nil; wait = min(wait*2, time.Second) {
 		if again && do != nil {
 			select {
@@ -444,6 +460,7 @@ func (r *Tasks) report(ctx context.Context, k places, which ref, who string, c g
 type use struct {
 	unsure  bool // its end may have gone by unheard
 	closing bool
+	here    *gateway.Closing // what the last call of Here said; nil before there is one
 }
 
 // uses remembers that this replica may have something of a task.
@@ -489,13 +506,20 @@ func (r *Tasks) reportHere(ctx context.Context, which ref) error {
 	var t gateway.Task
 	for wait := 20 * time.Millisecond; ; wait = min(wait*2, time.Second) {
 		var rec record
-		err := r.inSlot(ctx, func(ctx context.Context) (err error) { rec, _, err = r.read(ctx, which); return err })
+		short, cancel := context.WithTimeout(ctx, timeout/4)
+		err := r.inSlot(short, func(ctx context.Context) (err error) { rec, _, err = r.read(ctx, which); return err })
+		cancel()
 		if errors.Is(err, gateway.ErrNoTask) {
 			// Whatever it was, it runs no more.
 			t = gateway.Task{ID: which.id, Tenant: which.tenant, State: gateway.TaskRevoked}
 			break
 		}
 		if t = rec.Task; err == nil && t.State != gateway.TaskRunning {
+			break
+		}
+		// What is here can be closed although Redis is away: that it ended is known.
+		if known := r.knownEnding(which); err != nil && known.ID != "" {
+			t = known
 			break
 		}
 		// An entry of the stream that was not ours, or one of an end that Redis lost.
@@ -506,7 +530,18 @@ func (r *Tasks) reportHere(ctx context.Context, which ref) error {
 			return ctx.Err()
 		}
 	}
-	r.until(ctx, r.here, r.Here, t, func(ctx context.Context, so gateway.Closing) error {
+	here := func(ctx context.Context, t gateway.Task) (c gateway.Closing) {
+		if r.Here != nil {
+			c = r.Here(ctx, t)
+		}
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if u := r.used[which]; u != nil {
+			u.here = &c
+		}
+		return c
+	}
+	r.until(ctx, r.here, here, t, func(ctx context.Context, so gateway.Closing) error {
 		if err := r.report(ctx, k, which, r.self, so); !errors.Is(err, errOver) || len(so.Unproven) == 0 {
 			return err
 		}
@@ -551,16 +586,19 @@ func (r *Tasks) unsure(ctx context.Context) {
 	}
 }
 
-// A heard is when a replica was last heard of, and whether it ended in order.
+// A heard is when a replica was last heard of, whether it ended in order, and when
+// a later process of its name was last heard of: started again means that the old
+// one is dead, and its children and calls with it.
 type heard struct {
-	at  time.Time
-	bye bool
+	at    time.Time
+	bye   bool
+	again time.Time
 }
 
 var score = redis.NewScript(`
-local out = {'ok'}
-for _, who in ipairs(ARGV) do out[#out+1] = redis.call('ZSCORE', KEYS[1], who) or '' end
-return out`)
+local all = redis.call('ZRANGE', KEYS[1], 0, -1, 'WITHSCORES')
+table.insert(all, 1, 'ok')
+return all`)
 
 func (r *Tasks) heardOf(ctx context.Context, who []string) ([]heard, error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
@@ -569,18 +607,23 @@ func (r *Tasks) heardOf(ctx context.Context, who []string) ([]heard, error) {
 	if err != nil {
 		return nil, err
 	}
-	args := make([]any, len(who))
-	for i, w := range who {
-		args[i] = w
-	}
-	reply, err := r.slot(ctx, score, []redis.Key{k}, args...)
+	reply, err := r.slot(ctx, score, []redis.Key{k})
 	if err != nil {
 		return nil, err
 	}
+	beats, last := map[string]time.Time{}, map[string]time.Time{} // by replica and boot, by replica
+	for i := 1; i+1 < len(reply); i += 2 {
+		at := time.UnixMilli(number(reply[i+1]))
+		name, _, _ := strings.Cut(reply[i], "/")
+		if beats[reply[i]] = at; at.After(last[name]) {
+			last[name] = at
+		}
+	}
 	all := make([]heard, len(who))
-	for i, at := range reply[1:] {
-		if f, err := strconv.ParseFloat(at, 64); err == nil {
-			all[i].at = time.UnixMilli(int64(f))
+	for i, w := range who {
+		name, _, _ := strings.Cut(w, "/")
+		if all[i].again = last[name]; !beats[w].IsZero() {
+			all[i].at = beats[w]
 			continue
 		}
 		b, err := r.Store.Key(redis.Shared, redis.ReplicaBye, hashed(who[i]))

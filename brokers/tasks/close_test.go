@@ -44,6 +44,12 @@ func (n *node) leave() {
 
 func join(t testing.TB, s *redistest.Server, name string, facts gateway.Recorder, change ...func(*tasks.Config)) *node {
 	t.Helper()
+	return joinAt(t, s, name, facts, func(*tasks.Tasks) {}, change...)
+}
+
+// joinAt joins at another pace.
+func joinAt(t testing.TB, s *redistest.Server, name string, facts gateway.Recorder, at func(*tasks.Tasks), change ...func(*tasks.Config)) *node {
+	t.Helper()
 	_, key, err := ed25519.GenerateKey(nil)
 	if err != nil {
 		t.Fatal(err)
@@ -57,6 +63,7 @@ func join(t testing.TB, s *redistest.Server, name string, facts gateway.Recorder
 		t.Fatal(err)
 	}
 	n.Hurry()
+	at(n.Tasks)
 	ctx, cancel := context.WithCancel(context.Background())
 	n.stop = cancel
 	n.done.Go(func() { n.Run(ctx) })
@@ -140,7 +147,7 @@ func TestWhatIsNotProvenIsTriedOn(t *testing.T) {
 			t.Errorf("closed %+v", got)
 		}
 		alerts := facts.Of(audit.TaskEndUnproven)
-		if len(alerts) != 1 || alerts[0].Key != "task-1:unproven" || len(alerts[0].Closing.Unproven) == 0 {
+		if len(alerts) != 1 || alerts[0].Key != "task-1:unproven:r1" || len(alerts[0].Closing.Unproven) == 0 {
 			t.Fatalf("alerts: %+v", alerts)
 		}
 	})
@@ -325,7 +332,7 @@ func TestAStopOutlivesWhoSetIt(t *testing.T) {
 // ended the task above it.
 func TestAStopIsAboutWhatHangsOnATask(t *testing.T) {
 	top := task("acme", "task-1")
-	top.Own, top.OwnFor = true, "bob"
+	top.StartedBy = "ci" // whoever starts it
 	child := task("acme", "task-2")
 	child.Principal, child.Owner, child.OnBehalfOf, child.StartedBy = "agent:b", "dave", "carol", "agent:a"
 	child.Parent, child.Ancestors = top.ID, []gateway.Ancestor{top.Ancestor()}

@@ -110,6 +110,7 @@ func (r *Tasks) finish(ctx context.Context, which ref, e gateway.Ending) (gatewa
 		}
 		switch reply[0] {
 		case "ok":
+			r.toProve(which, t, time.Now())
 			r.overHere(which)
 			if !e.Said {
 				r.outbox.Wake()

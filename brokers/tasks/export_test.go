@@ -9,7 +9,17 @@ import (
 // Hurry makes what takes seconds take a hundredth of that, for tests.
 func (r *Tasks) Hurry() {
 	r.pace = pace{beat: 10 * time.Millisecond, silent: 50 * time.Millisecond, giveUp: 600 * time.Millisecond,
-		prove: 20 * time.Millisecond, held: 200 * time.Millisecond, attempt: time.Second}
+		prove: 20 * time.Millisecond, blind: 100 * time.Millisecond, held: 200 * time.Millisecond, attempt: time.Second}
+}
+
+// Prove, Held and GiveUpAfter set one of the paces before Run.
+func (r *Tasks) Prove(d time.Duration)       { r.pace.prove = d }
+func (r *Tasks) Held(d time.Duration)        { r.pace.held = d }
+func (r *Tasks) GiveUpAfter(d time.Duration) { r.pace.giveUp = d }
+
+// Paces are what the docs tell.
+func Paces() map[string]time.Duration {
+	return map[string]time.Duration{"calls are refused": fresh, "and then cancelled": usual.blind, "proven": usual.prove, "silent": usual.silent, "given up": usual.giveUp}
 }
 
 // GiveUp is how long a hurried registry waits for a replica that is not heard of.

@@ -86,7 +86,7 @@ func (n *news) touches(since, lost uint64, these map[ref]struct{}) bool {
 func (r *Tasks) Running(ctx context.Context, tenant, id string) (gateway.Task, error) {
 	which := ref{tenant, id}
 	if !r.Fresh() {
-		return gateway.Task{}, gateway.ErrStale
+		return r.lastKnown(which), gateway.ErrStale
 	}
 	r.mu.RLock()
 	e := r.cache[which]
@@ -119,6 +119,16 @@ func (r *Tasks) Running(ctx context.Context, tenant, id string) (gateway.Task, e
 		e.clear.Store(set)
 	}
 	return e.task, nil
+}
+
+// lastKnown is a task as this replica last knew it to run, or none.
+func (r *Tasks) lastKnown(which ref) gateway.Task {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	if e := r.cache[which]; e != nil && !e.over {
+		return e.task
+	}
+	return gateway.Task{}
 }
 
 // Fresh reports whether ended tasks were confirmed within the last 100 ms. While
@@ -316,6 +326,11 @@ func (r *Tasks) overHere(which ref) {
 
 // overLocked marks a task and all below it as over. Under r.mu.
 func (r *Tasks) overLocked(which ref) {
+	t := gateway.Task{ID: which.id, Tenant: which.tenant}
+	if e := r.cache[which]; e != nil && !e.over {
+		t = e.task
+	}
+	r.toProveLocked(which, t, time.Now())
 	r.news[which.tenant].add(which)
 	for child := range r.below[which] {
 		r.finishHere(child)
@@ -508,7 +523,7 @@ func (r *Tasks) confirm(ctx context.Context) (more bool, err error) {
 		more = more || len(tail) == perRead
 	}
 	if err == nil && !more {
-		r.confirmed.Store(&began)
+		r.sees(began)
 	}
 	return more, err
 }

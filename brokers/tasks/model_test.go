@@ -52,7 +52,7 @@ func (m *model) stopped(t gateway.Task) bool {
 				return true
 			}
 		case gateway.StopStanding:
-			if (t.Implicit || t.Own) && s.Name == t.Principal+" bob "+t.Kind {
+			if s.Name == t.Principal+" bob "+t.Kind {
 				return true
 			}
 		}

@@ -103,12 +103,24 @@ func stopsAbout(t *gateway.Task) []gateway.Stop {
 		if human := gateway.HumanName(a.OnBehalfOf); human != "" {
 			all = append(all, gateway.Stop{Kind: gateway.StopHuman, Name: human})
 		}
-		// What was stopped as a standing task is not started as a declared one instead.
-		if a.Implicit {
-			all = append(all, gateway.Stop{Kind: gateway.StopStanding, Name: standingFor(a.Principal, a.OnBehalfOf, a.Kind)})
-		} else if a.Own {
-			all = append(all, gateway.Stop{Kind: gateway.StopStanding, Name: standingFor(a.Principal, a.OwnFor, a.Kind)})
-		}
+		all = append(all, standingStops(a, a.Principal)...)
+	}
+	for _, other := range t.Principals {
+		all = append(all, standingStops(t.Ancestor(), other)...)
+	}
+	return all
+}
+
+// standingStops are the stops of standing tasks that a task of some workload's
+// would be: what was stopped as a standing one is not started as a declared one
+// instead, whoever starts it. A human whom nobody proved washes nothing off.
+func standingStops(a gateway.Ancestor, principal string) (all []gateway.Stop) {
+	humans := []string{a.OnBehalfOf, a.Human}
+	if a.Own {
+		humans = append(humans, a.OwnFor)
+	}
+	for _, human := range humans {
+		all = append(all, gateway.Stop{Kind: gateway.StopStanding, Name: standingFor(principal, human, a.Kind)})
 	}
 	return all
 }

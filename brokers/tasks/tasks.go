@@ -101,6 +101,9 @@ type Tasks struct {
 	bound     map[place]string             // the task that a workload is on
 	standing  map[string]string            // by workload, human and kind: its task
 	closers   map[ref]*closer              // tasks that are being closed here
+	proofs    map[ref]*proof               // ends known here that are not known to be proven
+	blind     chan struct{}                // see Blind
+	isBlind   bool                         // it is closed
 	ending    map[ref]bool                 // tasks that we are ending because something above them says so
 	keys      map[string]ed25519.PublicKey // by kid
 	published time.Time                    // when this replica last told the others its key
@@ -138,7 +141,7 @@ func New(c Config) (*Tasks, error) {
 		disabled: map[string]bool{}, past: map[ref]bool{}, stops: map[string]*atomic.Pointer[stopSet]{}, world: newInterner(),
 		anchors: map[string]string{}, news: map[string]*news{},
 		cache: map[ref]*entry{}, below: map[ref]map[ref]struct{}{}, watches: map[ref]*watch{}, used: map[ref]*use{},
-		floors: map[string]int64{}, bound: map[place]string{}, standing: map[string]string{}, closers: map[ref]*closer{}, ending: map[ref]bool{},
+		floors: map[string]int64{}, bound: map[place]string{}, standing: map[string]string{}, closers: map[ref]*closer{}, proofs: map[ref]*proof{}, blind: make(chan struct{}), ending: map[ref]bool{},
 		keys: map[string]ed25519.PublicKey{s.kid: s.public},
 	}
 	for tenant, ids := range c.Over {
@@ -169,6 +172,8 @@ func (r *Tasks) Run(ctx context.Context) error {
 	parts.Go(func() { r.outbox.Run(ctx, r.send) })
 	parts.Go(func() { r.tend(ctx) })
 	parts.Go(func() { r.beat(ctx) })
+	parts.Go(func() { r.guard(ctx) })
+	parts.Go(func() { r.prove(ctx) })
 	r.follow(ctx)
 	parts.Wait()
 	r.mu.Lock()

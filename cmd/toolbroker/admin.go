@@ -29,8 +29,8 @@ type adminClient struct {
 	http     *http.Client
 	token    string
 	operator struct {
-		Name    string   `json:"name"`
-		Tenants []string `json:"tenants"`
+		Name   string   `json:"name"`
+		Worlds []string `json:"worlds"` // its tenants, by name
 	}
 }
 
@@ -98,13 +98,16 @@ func (a *adminClient) close() {
 
 // tenant is the one named, or the only one the operator has.
 func (a *adminClient) tenant(named string) (string, error) {
-	if named != "" {
+	theirs := a.operator.Worlds
+	switch {
+	case named == everyTenant:
+		return "", usage("--tenant names one: %s", strings.Join(theirs, ", "))
+	case named != "":
 		return named, nil
+	case len(theirs) == 1:
+		return theirs[0], nil
 	}
-	if t := a.operator.Tenants; len(t) == 1 && t[0] != "*" {
-		return t[0], nil
-	}
-	return "", usage("whose? give --tenant (you have %s)", strings.Join(a.operator.Tenants, ", "))
+	return "", usage("whose? give --tenant NAME: %s", strings.Join(theirs, ", "))
 }
 
 // do sends one request and decodes the answer into out, unless that is nil.

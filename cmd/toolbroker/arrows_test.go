@@ -42,6 +42,8 @@ var rooms = []struct {
 	{"brokers/tasks", broker, brokerTests},
 	{"brokers/approvals", broker, brokerTests},
 	{"brokers/sessions", broker, brokerTests},
+	{"brokers/attempts", broker, brokerTests},
+	{"brokers/handles", broker, brokerTests},
 	{"brokers/secrets", broker, append(brokerTests, "brokers/secrets/standin")},
 	{"brokers/secrets/standin", nil, nil},
 	{"brokers/servers", broker, append(brokerTests, "examples")},
@@ -63,7 +65,7 @@ var (
 	below       = []string{"authz", "gateway/audit"}
 	door        = []string{"authz", "gateway/audit", "gateway"}
 	broker      = []string{"authz", "gateway/audit", "gateway", "brokers/internal/redis"}
-	everything  = []string{"authz", "gateway/audit", "gateway", "gateway/edge", "gateway/console", "gateway/replay", "brokers", "brokers/identity", "brokers/operators", "brokers/tasks", "brokers/approvals", "brokers/sessions", "brokers/secrets", "brokers/servers", "examples"}
+	everything  = []string{"authz", "gateway/audit", "gateway", "gateway/edge", "gateway/console", "gateway/replay", "brokers", "brokers/identity", "brokers/operators", "brokers/tasks", "brokers/approvals", "brokers/sessions", "brokers/attempts", "brokers/handles", "brokers/secrets", "brokers/servers", "examples"}
 	house       = []string{"gateway/gatewaytest"}
 	brokerTests = []string{"gateway/gatewaytest", "brokers/internal/redis/redistest"}
 )
@@ -88,6 +90,7 @@ var homes = []struct {
 	{"github.com/mark3labs/mcp-go/", []string{"gateway/edge", "brokers/servers", "examples", "cmd/toolbroker"}},            // in cmd: a client
 	{"github.com/modelcontextprotocol/go-sdk/", []string{"gateway/edge", "brokers/servers", "examples", "cmd/toolbroker"}}, // in gateway and brokers: tests
 	{"github.com/santhosh-tekuri/jsonschema/", []string{"brokers/servers"}},
+	{"github.com/yosida95/uritemplate/", []string{"brokers/servers"}},
 	{"github.com/oklog/ulid/", []string{"gateway/audit"}},
 	{"github.com/gofrs/flock", []string{"gateway/audit"}},
 	{"golang.org/x/mod/sumdb/", []string{"gateway/audit"}},
@@ -96,6 +99,7 @@ var homes = []struct {
 	{"github.com/spf13/", []string{"cmd/toolbroker"}},
 	{"go.yaml.in/yaml/", []string{"cmd/toolbroker"}},
 	{"golang.org/x/term", []string{"cmd/toolbroker"}},
+	{"github.com/tailscale/hujson", []string{"cmd/toolbroker"}}, // import: clients' files have comments
 	{"github.com/rogpeppe/go-internal/", []string{"cmd/toolbroker"}},
 	{"github.com/chromedp/", []string{"gateway/console", "cmd/toolbroker"}},
 	{"github.com/go-json-experiment/json", anywhere},

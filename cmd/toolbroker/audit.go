@@ -5,6 +5,7 @@ import (
 	"io"
 	"iter"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -207,6 +208,7 @@ func printLine(w io.Writer, l audit.Line, asJSON bool) error {
 	if c := e.Closing; c != nil {
 		add("closed", fmt.Sprintf("%d calls, %d approvals, %d leases, %d links, %d sessions, %d children in %d ms",
 			c.Calls, c.Approvals, c.Leases, c.Links, c.Sessions, c.Children, c.TookMS))
+		add("of", strings.Join(slices.Concat(c.Names.Approvals, c.Names.Leases, c.Names.Links, c.Names.Children), ", "))
 		add("unproven", strings.Join(c.Unproven, ", "))
 	}
 	if e.Tool != nil {

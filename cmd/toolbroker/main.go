@@ -65,7 +65,7 @@ func newRoot() *cobra.Command {
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.CompletionOptions.HiddenDefaultCmd = true
-	root.AddCommand(serveCommand(), devCommand(), taskCommand(), stopCommand(), approvalCommand(), policyCommand(), auditCommand(), callCommand(), keyCommand(), operatorCommand())
+	root.AddCommand(serveCommand(), devCommand(), taskCommand(), stopCommand(), approvalCommand(), toolsCommand(), policyCommand(), auditCommand(), callCommand(), keyCommand(), operatorCommand(), importCommand())
 	return root
 }
 

@@ -40,6 +40,13 @@ With --stdio it also serves one agent on standard input and output, whose token 
 				return errSilent
 			}
 			if check {
+				problems := serve.Check(cfg)
+				for _, p := range problems {
+					fmt.Fprintln(cmd.ErrOrStderr(), visible(p.String()))
+				}
+				if len(problems) > 0 {
+					return errSilent
+				}
 				_, err := fmt.Fprintf(cmd.OutOrStdout(), "%s: good\n", visible(file))
 				return err
 			}
@@ -51,20 +58,21 @@ With --stdio it also serves one agent on standard input and output, whose token 
 				Mode: "serve", Version: version(),
 				Logger: slog.New(slog.NewJSONHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: level})),
 			}
+			slog.SetDefault(opts.Logger) // for what a library says of its own accord
 			if stdio {
 				token, err := agentToken(tokenFile)
 				if err != nil {
 					return err
 				}
 				opts.Stdio = &serve.Stdio{In: os.Stdin, Out: os.Stdout, Cred: gateway.Credential{
-					Bearer: gateway.NewSecret(token), Task: or(task, "TOOLBROKER_TASK"), Source: "stdio",
+					Bearer: gateway.NewSecret(token), Task: or(task, "TOOLBROKER_TASK"), Source: gateway.SourceStdio,
 				}}
 			}
 			return runHouse(cmd.Context(), cfg, opts)
 		},
 	}
 	cmd.Flags().StringVar(&file, "config", "", "the config file")
-	cmd.Flags().BoolVar(&check, "check", false, "only say whether the config is good")
+	cmd.Flags().BoolVar(&check, "check", false, "only say whether the config, and every file that it names, is good")
 	cmd.Flags().BoolVar(&stdio, "stdio", false, "also serve one agent on standard input and output")
 	cmd.Flags().StringVar(&tokenFile, "token-file", "", "with --stdio: file with the agent's token (or TOOLBROKER_TOKEN holds it)")
 	cmd.Flags().StringVar(&task, "task", "", "with --stdio: the task, where the token is an API key (or TOOLBROKER_TASK)")

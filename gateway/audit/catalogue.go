@@ -35,11 +35,21 @@ var catalogue = map[Type]kind{
 	CallCancelled: {"TG2006W", "outcome", "low", "none"},
 	CallInDoubt:   {"TG2007A", "outcome", "high", "escalation"},
 	ListFiltered:  {"TG2008I", "decision", "info", "none"},
+	AskAllowed:    {"TG2009I", "decision", "low", "none"},
+	AskDenied:     {"TG2010W", "decision", "medium", "denial"},
+	AskAnswered:   {"TG2011I", "outcome", "info", "none"},
+	ResultStrange: {"TG2012W", "outcome", "low", "none"},
 
 	ToolsSeen:    {"TG2101I", "state", "info", "none"},
 	ToolsChanged: {"TG2102W", "state", "medium", "escalation"},
 	ServerDown:   {"TG2103E", "state", "medium", "none"},
 	ServerUp:     {"TG2104I", "state", "info", "none"},
+	ToolWithheld: {"TG2105W", "state", "medium", "escalation"},
+	ToolPinned:   {"TG2106I", "state", "medium", "none"},
+
+	ServerUnsafe:   {"TG2107W", "state", "medium", "none"},
+	ProgramSeen:    {"TG2108I", "state", "info", "none"},
+	ProgramChanged: {"TG2109W", "state", "high", "escalation"},
 
 	ApprovalRequested:      {"TG3001I", "state", "medium", "escalation"},
 	ApprovalViewed:         {"TG3002I", "state", "info", "none"},

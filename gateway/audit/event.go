@@ -93,15 +93,24 @@ type Call struct {
 
 // Closing is what ended with a task.
 type Closing struct {
-	Approvals int      `json:"approvals"`
-	Calls     int      `json:"calls"`
-	Children  int      `json:"children"`
-	Leases    int      `json:"leases"`
-	Links     int      `json:"links"` // downstream sessions and stdio children
-	Sessions  int      `json:"sessions"`
-	TookMS    int64    `json:"took_ms"` // from the beginning of its end
-	Unproven  []string `json:"unproven"`
-	Why       string   `json:"why"`
+	Approvals int          `json:"approvals"`
+	Calls     int          `json:"calls"`
+	Children  int          `json:"children"`
+	Leases    int          `json:"leases"`
+	Links     int          `json:"links"` // downstream sessions and stdio children
+	Names     ClosingNames `json:"names"`
+	Sessions  int          `json:"sessions"`
+	TookMS    int64        `json:"took_ms"` // from the beginning of its end
+	Unproven  []string     `json:"unproven"`
+	Why       string       `json:"why"`
+}
+
+// ClosingNames says what a closing counts, of each sort at most 20.
+type ClosingNames struct {
+	Approvals []string `json:"approvals"` // ids
+	Children  []string `json:"children"`  // ids of tasks
+	Leases    []string `json:"leases"`    // bindings
+	Links     []string `json:"links"`     // servers
 }
 
 // Corr joins an event to other systems' records.

@@ -31,11 +31,21 @@ const (
 	CallCancelled Type = "tool.call.cancelled" // outcome: the agent went away or the task ended
 	CallInDoubt   Type = "tool.call.in_doubt"  // dispatched, outcome unknown
 	ListFiltered  Type = "tool.list.filtered"
+	AskAllowed    Type = "tool.ask.allowed"     // decision: a server may ask the agent this; durable before the question leaves
+	AskDenied     Type = "tool.ask.denied"      // decision: it may not
+	AskAnswered   Type = "tool.ask.answered"    // outcome: what came of it
+	ResultStrange Type = "tool.result.mismatch" // outcome: a result is not what the tool's outputSchema promises
 
 	ToolsSeen    Type = "tool.definition.seen"
 	ToolsChanged Type = "tool.definition.changed"
+	ToolWithheld Type = "tool.withheld" // a definition that nobody accepted: agents neither see nor reach it
+	ToolPinned   Type = "tool.pinned"   // a definition was accepted, at first use or by an admin
 	ServerDown   Type = "server.down"
 	ServerUp     Type = "server.up"
+
+	ServerUnsafe   Type = "server.unsafe"          // a child has less between it and us than it could
+	ProgramSeen    Type = "server.program.seen"    // the digest of a child's program
+	ProgramChanged Type = "server.program.changed" // and that it is another one now
 
 	ApprovalRequested      Type = "approval.requested"
 	ApprovalViewed         Type = "approval.viewed"

@@ -55,11 +55,12 @@ func (s *console) apiLogin(w http.ResponseWriter, r *http.Request) {
 		Groups  []string `json:"groups"`
 		Roles   []string `json:"roles"`
 		Tenants []string `json:"tenants"`
+		Worlds  []string `json:"worlds"` // the tenants by name, where tenants is "*"
 	}
 	s.reply(w, http.StatusOK, struct {
 		Token    string   `json:"token"`
 		Operator operator `json:"operator"`
-	}{token.Reveal(), operator{op.Name, orEmpty(op.Groups), orEmpty(op.Roles), orEmpty(op.Tenants)}})
+	}{token.Reveal(), operator{op.Name, orEmpty(op.Groups), orEmpty(op.Roles), orEmpty(op.Tenants), orEmpty(s.tenantsOf(op))}})
 }
 
 func (s *console) apiLogout(w http.ResponseWriter, r *http.Request, token gateway.Secret, _ gateway.Operator) {
@@ -216,7 +217,7 @@ func (s *console) replyStarted(w http.ResponseWriter, r *http.Request, t gateway
 func (s *console) apiTasks(w http.ResponseWriter, r *http.Request, _ gateway.Secret, op gateway.Operator) {
 	tenant := r.URL.Query().Get("tenant")
 	if !isID(tenant) {
-		apiFail(w, http.StatusBadRequest, "bad_request", "Say whose tasks: ?tenant=NAME.")
+		apiFail(w, http.StatusBadRequest, "bad_request", "Say whose tasks: ?tenant=NAME, of "+strings.Join(s.tenantsOf(op), ", ")+".")
 		return
 	}
 	all, err := s.Gateway.TaskList(r.Context(), op, tenant)

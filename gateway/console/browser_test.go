@@ -188,6 +188,7 @@ func TestPhoneShowsHostileRequest(t *testing.T) {
 	})
 	h.family(t)
 	h.ask("apr-4", growth, hostile)
+	h.defined = defined()
 	h.stops = append(stopped(), gateway.Stop{Tenant: "acme", Kind: gateway.StopHuman, Name: strings.Repeat("h", 200), By: "operator:alice", Reason: "<script>alert(3)</script>" + strings.Repeat("r", 300)})
 	run(t, ctx, chromedp.EmulateViewport(390, 844, chromedp.EmulateScale(2), chromedp.EmulateMobile))
 	witness := page.AddScriptToEvaluateOnNewDocumentParams{Source: `window.alert = () => { window.pwned = true }`}
@@ -197,7 +198,7 @@ func TestPhoneShowsHostileRequest(t *testing.T) {
 	run(t, ctx, chromedp.Navigate(url+"/login"), shot("phone-login"), logIn(url, "alice", "correct horse"))
 	for name, path := range map[string]string{
 		"list": "/", "tasks": "/tasks", "plain": "/approvals/acme/apr-0", "hostile": "/approvals/acme/apr-1", "own": "/approvals/acme/apr-2", "ended": "/approvals/acme/apr-3",
-		"task": "/tasks/acme/task-root", "stops": "/stops", "growth": "/approvals/acme/apr-4",
+		"task": "/tasks/acme/task-root", "stops": "/stops", "tools": "/tools", "growth": "/approvals/acme/apr-4",
 	} {
 		run(t, ctx,
 			chromedp.Navigate(url+path),
@@ -249,13 +250,14 @@ func TestPictures(t *testing.T) {
 	h.tasks = append(h.tasks,
 		&gateway.Task{ID: "task-1", Tenant: "acme", Kind: "triage", Purpose: "Close duplicates", Owner: "oscar", OnBehalfOf: "mallory", Principal: "agent:triage", StartedBy: "agent:planner", State: gateway.TaskRunning, Started: time.Now(), Expires: time.Now().Add(time.Hour)},
 		&gateway.Task{ID: "task-2", Tenant: "acme", Kind: "refund", Purpose: "Refund order 8812", Owner: "oscar", Principal: "agent:refund", StartedBy: "operator:oscar", State: gateway.TaskEnded, Started: time.Now(), Ended: time.Now().Add(-time.Minute), EndedBy: "operator:oscar", Expires: time.Now().Add(time.Hour)})
+	h.defined = defined()
 	run(t, ctx, chromedp.EmulateViewport(1280, 900), chromedp.Navigate(url+"/login"), shot("wide-login"), logIn(url, "alice", "correct horse"))
 	for _, dark := range []string{"light", "dark"} {
 		scheme := emulation.SetEmulatedMediaParams{Features: []*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: dark}}}
 		if _, err := chromedp.Call(ctx, emulation.SetEmulatedMedia, scheme); err != nil {
 			t.Fatal(err)
 		}
-		for name, path := range map[string]string{"list": "/", "tasks": "/tasks", "rich": "/approvals/acme/apr-1", "hostile": "/approvals/acme/apr-2", "own": "/approvals/acme/apr-3", "used": "/approvals/acme/apr-4", "two": "/approvals/acme/apr-5"} {
+		for name, path := range map[string]string{"list": "/", "tasks": "/tasks", "tools": "/tools", "rich": "/approvals/acme/apr-1", "hostile": "/approvals/acme/apr-2", "own": "/approvals/acme/apr-3", "used": "/approvals/acme/apr-4", "two": "/approvals/acme/apr-5"} {
 			run(t, ctx, chromedp.Navigate(url+path), chromedp.Sleep(1200*time.Millisecond), shot("wide-"+dark+"-"+name))
 		}
 	}

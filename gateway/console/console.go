@@ -39,6 +39,8 @@ type Gateway interface {
 	StopSet(ctx context.Context, op gateway.Operator, s gateway.Stop) error
 	StopLift(ctx context.Context, op gateway.Operator, tenant string, kind gateway.StopKind, name string) error
 	StopList(ctx context.Context, op gateway.Operator, tenant string) ([]gateway.Stop, error)
+	Definitions(ctx context.Context, op gateway.Operator, tenant string) ([]gateway.Definition, error)
+	AcceptDefinition(ctx context.Context, op gateway.Operator, tenant, server string, s gateway.Sort, name, hash string) (gateway.Definition, error)
 	Changes(ctx context.Context) <-chan struct{}
 }
 
@@ -107,6 +109,8 @@ func New(c Config) http.Handler {
 	pages.Handle("POST /stops/everything", s.with(s.stopEverything))
 	pages.Handle("POST /stops/lift", s.with(s.lift))
 	pages.Handle("POST /stops/{tenant}/{kind}", s.with(s.stop))
+	pages.Handle("GET /tools", s.with(s.toolsPage))
+	pages.Handle("POST /tools/accept", s.with(s.accept))
 	pages.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		s.problem(w, r, gateway.Operator{}, gateway.ErrNotFound)
 	})
@@ -125,6 +129,8 @@ func New(c Config) http.Handler {
 	api.Handle("GET /api/v1/stops", s.bearer(s.apiStops))
 	api.Handle("POST /api/v1/stops", s.bearer(s.apiStop))
 	api.Handle("POST /api/v1/stops/lift", s.bearer(s.apiLift))
+	api.Handle("GET /api/v1/definitions", s.bearer(s.apiDefinitions))
+	api.Handle("POST /api/v1/definitions/accept", s.bearer(s.apiAccept))
 	api.HandleFunc("/api/", func(w http.ResponseWriter, r *http.Request) {
 		apiFail(w, http.StatusNotFound, "not_found", "There is nothing here.")
 	})

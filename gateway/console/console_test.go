@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
@@ -102,7 +103,7 @@ func TestWithoutALoginThereIsNothingToSee(t *testing.T) {
 	h.ask("apr-1")
 	v := visit(t, serve(t, h))
 	for path, want := range map[string]string{
-		"/": "/login", "/tasks": "/login?next=%2Ftasks", "/stops": "/login?next=%2Fstops", "/tasks/acme/task-1": "/login?next=%2Ftasks%2Facme%2Ftask-1", "/approvals/acme/apr-1": "/login?next=%2Fapprovals%2Facme%2Fapr-1",
+		"/": "/login", "/tasks": "/login?next=%2Ftasks", "/stops": "/login?next=%2Fstops", "/tools": "/login?next=%2Ftools", "/tasks/acme/task-1": "/login?next=%2Ftasks%2Facme%2Ftask-1", "/approvals/acme/apr-1": "/login?next=%2Fapprovals%2Facme%2Fapr-1",
 		"/approvals/acme/apr-1/status": "/login",
 	} {
 		if a := v.get(path); a.StatusCode != http.StatusSeeOther || a.Header.Get("Location") != want {
@@ -124,7 +125,7 @@ func TestLogin(t *testing.T) {
 		t.Errorf("wrong password: %d", a.StatusCode)
 	}
 	for next, want := range map[string]string{
-		"/approvals/acme/apr-1": "/approvals/acme/apr-1", "/tasks": "/tasks", "/stops": "/stops", "/tasks/acme/task-1": "/tasks/acme/task-1", "/stops/everything": "/", "": "/",
+		"/approvals/acme/apr-1": "/approvals/acme/apr-1", "/tasks": "/tasks", "/stops": "/stops", "/tools": "/tools", "/tools/accept": "/", "/tasks/acme/task-1": "/tasks/acme/task-1", "/stops/everything": "/", "": "/",
 		"//evil.test": "/", "https://evil.test/": "/", `/\evil.test`: "/", "/approvals/../../x": "/", "/api/v1/approvals": "/", "/tasks\r\nX: y": "/",
 	} {
 		h.tries = 0
@@ -171,7 +172,7 @@ func TestEveryAnswerIsGuarded(t *testing.T) {
 	h.ask("apr-1")
 	v := visit(t, serve(t, h))
 	v.logIn("alice", "correct horse")
-	for _, path := range []string{"/", "/login", "/tasks", "/tasks/acme/task-1", "/stops", "/api/v1/stops", "/approvals/acme/apr-1", "/approvals/acme/apr-1/status", "/static/console.js", "/nowhere", "/api/v1/approvals", "/api/nowhere"} {
+	for _, path := range []string{"/", "/login", "/tasks", "/tasks/acme/task-1", "/stops", "/api/v1/stops", "/tools", "/api/v1/definitions", "/approvals/acme/apr-1", "/approvals/acme/apr-1/status", "/static/console.js", "/nowhere", "/api/v1/approvals", "/api/nowhere"} {
 		a := v.get(path)
 		for name, want := range map[string]string{
 			"Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'",
@@ -423,6 +424,14 @@ func TestTasksPage(t *testing.T) {
 	if a := vera.get("/tasks"); strings.Contains(a.body, "End this task") || !strings.Contains(a.body, `&lt;i&gt;x&lt;/i&gt;<mark class="esc">⟦U+200B⟧</mark>`) {
 		t.Error("a viewer sees a button to end a task, or not the task")
 	}
+	h.operators["bob"] = gateway.Operator{Name: "bob", Roles: []string{"approver"}, Tenants: []string{"acme"}}
+	bob := visit(t, base)
+	bob.logIn("bob", "battery staple")
+	for _, path := range []string{"/tasks", "/tasks/acme/task-1"} {
+		if a := bob.get(path); a.StatusCode != 200 || strings.Contains(a.body, "End this task") || strings.Contains(a.body, "/task-1/end") {
+			t.Errorf("%s offers an approver to end the task", path)
+		}
+	}
 	alice := visit(t, base)
 	alice.logIn("alice", "correct horse")
 	f := alice.get("/tasks").form(t, "/tasks/acme/task-1/end")
@@ -532,7 +541,7 @@ func TestAPI(t *testing.T) {
 	v := visit(t, serve(t, h))
 	in := api(t, v, "POST", "/api/v1/login", `{"name":"alice","password":"correct horse"}`, "")
 	op, _ := in.v["operator"].(map[string]any)
-	if in.StatusCode != 200 || in.str("token") == "" || op["name"] != "alice" || len(op) != 4 || len(in.Cookies()) > 0 {
+	if in.StatusCode != 200 || in.str("token") == "" || op["name"] != "alice" || len(op) != 5 || fmt.Sprint(op["worlds"]) != "[acme]" || len(in.Cookies()) > 0 {
 		t.Fatalf("login: %d %v", in.StatusCode, in.v)
 	}
 	token := in.str("token")

@@ -26,6 +26,7 @@ type house struct {
 	tasks     []*gateway.Task
 	specs     []gateway.TaskSpec // what tasks were started from
 	stops     []gateway.Stop
+	defined   []gateway.Definition // of acme's servers
 	waiting   []chan struct{}
 	asked     []string // what was looked for, as tenant/id
 	viewed    []string // whoever saw the bytes of a request
@@ -297,6 +298,40 @@ func (h *house) StopList(_ context.Context, op gateway.Operator, tenant string) 
 		}
 	}
 	return all, nil
+}
+
+func (h *house) Definitions(_ context.Context, op gateway.Operator, tenant string) ([]gateway.Definition, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if !sees(op, tenant) {
+		return nil, gateway.ErrNotFound
+	}
+	if tenant != "acme" {
+		return nil, nil
+	}
+	return slices.Clone(h.defined), nil
+}
+
+func (h *house) AcceptDefinition(_ context.Context, op gateway.Operator, tenant, server string, s gateway.Sort, name, hash string) (gateway.Definition, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if !sees(op, tenant) {
+		return gateway.Definition{}, gateway.ErrNotFound
+	}
+	if !op.Can(gateway.MayAccept) {
+		return gateway.Definition{}, &gateway.Forbidden{Why: "Your roles do not let you accept what servers define."}
+	}
+	for i, d := range h.defined {
+		if tenant == "acme" && d.Server == server && d.Sort == s && d.Name == name {
+			if d.Hash != hash {
+				return gateway.Definition{}, gateway.ErrNotNow
+			}
+			d.Pinned, d.Accepted, d.By, d.At, d.Held = d.Hash, d.Seen, "operator:"+op.Name, time.Now(), ""
+			h.defined[i] = d
+			return d, nil
+		}
+	}
+	return gateway.Definition{}, gateway.ErrNotFound
 }
 
 func (h *house) TaskList(_ context.Context, op gateway.Operator, tenant string) ([]gateway.Task, error) {

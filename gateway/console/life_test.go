@@ -397,8 +397,8 @@ func TestStopsAreSeenAndLifted(t *testing.T) {
 	if len(h.stops) != 1 || h.stops[0].Tenant != "*" {
 		t.Errorf("left: %v", h.stops)
 	}
-	if a := alice.post("/stops/lift", one); a.StatusCode != 404 {
-		t.Errorf("lifted twice: %d", a.StatusCode)
+	if a := alice.post("/stops/lift", one); a.StatusCode != 404 || !strings.Contains(wordsOf(a.body), "There is no stop of "+one.Get("kind")+" ") || !strings.Contains(a.body, " in acme, so nothing was lifted.") {
+		t.Errorf("lifted twice: %d %s", a.StatusCode, wordsOf(a.body))
 	}
 	all := root.get("/stops").form(t, "/stops/lift")
 	if a := root.post("/stops/lift", all); a.StatusCode != 303 || len(h.stops) != 0 {
@@ -517,6 +517,30 @@ func TestAPIOfLives(t *testing.T) {
 	for path, want := range map[string]int{"/api/v1/stops": 400, "/api/v1/stops?tenant=ACME": 400, "/api/v1/stops?tenant=acme": 404} {
 		if a := api(t, v, "GET", path, "", token["bob"]); a.StatusCode != want {
 			t.Errorf("GET %s: %d", path, a.StatusCode)
+		}
+	}
+}
+
+// What was not done is said so that it can be mended, to whom it is theirs to know.
+func TestAPISaysWhose(t *testing.T) {
+	h := newHouse(t)
+	v := visit(t, serve(t, h))
+	token := map[string]string{}
+	for name, password := range h.passwords {
+		token[name] = api(t, v, "POST", "/api/v1/login", `{"name":"`+name+`","password":"`+password+`"}`, "").str("token")
+	}
+	for _, c := range []struct{ who, method, path, body, says string }{
+		{"root", "GET", "/api/v1/stops?tenant=*", "", "?tenant=NAME, of acme, globex."},
+		{"root", "GET", "/api/v1/tasks?tenant=*", "", "?tenant=NAME, of acme, globex."},
+		{"alice", "GET", "/api/v1/tasks", "", "?tenant=NAME, of acme."},
+		{"alice", "POST", "/api/v1/stops/lift", `{"tenant":"acme","kind":"principal","name":"agent:\u200bx"}`, "There is no stop of principal agent:⟦U+200B⟧x in acme, so nothing was lifted."},
+		{"alice", "POST", "/api/v1/stops/lift", `{"tenant":"acme","kind":"tenant"}`, "There is no stop of the tenant acme, so nothing was lifted."},
+		{"root", "POST", "/api/v1/stops/lift", `{"tenant":"*","kind":"tenant"}`, "Nothing stops everything, so nothing was lifted."},
+		{"alice", "POST", "/api/v1/stops/lift", `{"tenant":"globex","kind":"principal","name":"agent:x"}`, "There is nothing here, or nothing that you may see."},
+		{"root", "POST", "/api/v1/stops/lift", `{"tenant":"nowhere","kind":"principal","name":"agent:x"}`, "There is nothing here, or nothing that you may see."},
+	} {
+		if a := api(t, v, c.method, c.path, c.body, token[c.who]); a.StatusCode/100 != 4 || !strings.Contains(a.body, c.says) {
+			t.Errorf("%s %s %s: %d %s", c.who, c.path, c.body, a.StatusCode, a.body)
 		}
 	}
 }

@@ -34,6 +34,7 @@ type frame struct {
 	Stops               []tenantStops
 	Everything          []gateway.Stop // those of every tenant
 	Global              *globalStop    // nil for who may not stop everything
+	Tools               []tenantTools
 	A                   *approval
 	Problem             string
 }
@@ -68,33 +69,35 @@ var templates = parse()
 
 func parse() *template.Template {
 	funcs := template.FuncMap{
-		"show":      Reveal,
-		"token":     formToken,
-		"until":     func(now, t time.Time) string { return words(t.Sub(now)) },
-		"stamp":     func(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05 UTC") },
-		"machine":   func(t time.Time) string { return t.UTC().Format(time.RFC3339) },
-		"state":     stateWord,
-		"tone":      tone,
-		"needs":     needsOf,
-		"thousands": thousands,
-		"role":      func(op gateway.Operator) string { return strings.Join(op.Roles, ", ") },
-		"count":     count,
-		"open":      func(s gateway.ApprovalState) bool { return s == gateway.ApprovalPending },
-		"final":     gateway.ApprovalState.Final,
-		"running":   func(t gateway.Task) bool { return t.State == gateway.TaskRunning },
-		"life":      lifeOf,
-		"endOf":     func(op gateway.Operator, t gateway.Task) endForm { return endForm{op, t} },
-		"worth":     worthOf,
-		"chain":     chainOf,
-		"lapsed":    lapsed,
-		"tools":     toolsOf,
-		"rows":      func(s *authz.Scope) []authz.ScopeRow { return s.Rows() },
-		"has":       slices.Contains[[]string, string],
-		"held":      heldOf,
-		"mayLift":   mayLift,
-		"heldFor":   func(op gateway.Operator, s gateway.Stop) heldStop { return heldStop{op, s} },
-		"asserted":  assertedWords,
-		"wants":     func(a gateway.ApprovalRequest) bool { return a.Kind == kindEscalation },
+		"show":       Reveal,
+		"token":      formToken,
+		"until":      func(now, t time.Time) string { return words(t.Sub(now)) },
+		"stamp":      func(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05 UTC") },
+		"machine":    func(t time.Time) string { return t.UTC().Format(time.RFC3339) },
+		"state":      stateWord,
+		"tone":       tone,
+		"needs":      needsOf,
+		"thousands":  thousands,
+		"role":       func(op gateway.Operator) string { return strings.Join(op.Roles, ", ") },
+		"count":      count,
+		"open":       func(s gateway.ApprovalState) bool { return s == gateway.ApprovalPending },
+		"final":      gateway.ApprovalState.Final,
+		"running":    func(t gateway.Task) bool { return t.State == gateway.TaskRunning },
+		"life":       lifeOf,
+		"endOf":      func(op gateway.Operator, t gateway.Task) endForm { return endForm{op, t} },
+		"worth":      worthOf,
+		"chain":      chainOf,
+		"lapsed":     lapsed,
+		"tools":      toolsOf,
+		"rows":       func(s *authz.Scope) []authz.ScopeRow { return s.Rows() },
+		"has":        slices.Contains[[]string, string],
+		"held":       heldOf,
+		"mayLift":    mayLift,
+		"heldFor":    func(op gateway.Operator, s gateway.Stop) heldStop { return heldStop{op, s} },
+		"asserted":   assertedWords,
+		"sortWord":   sortWord,
+		"acceptedBy": acceptedBy,
+		"wants":      func(a gateway.ApprovalRequest) bool { return a.Kind == kindEscalation },
 	}
 	return template.Must(template.New("").Funcs(funcs).ParseFS(assets, "assets/*.html"))
 }

@@ -79,7 +79,7 @@ func (s *console) with(p page) http.Handler {
 	})
 }
 
-var ownPath = regexp.MustCompile(`^/(stops|tasks|(tasks|approvals)/[a-z0-9-]{1,64}/[a-z0-9-]{1,64})?$`)
+var ownPath = regexp.MustCompile(`^/(stops|tasks|tools|(tasks|approvals)/[a-z0-9-]{1,64}/[a-z0-9-]{1,64})?$`)
 
 // localPath returns a path if it is one of our pages, and the list otherwise, so
 // that nobody is sent elsewhere after logging in.

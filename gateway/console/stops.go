@@ -150,10 +150,29 @@ func (s *console) lift(w http.ResponseWriter, r *http.Request, _ gateway.Secret,
 		return
 	}
 	if err := s.Gateway.StopLift(r.Context(), op, tenant, gateway.StopKind(kind), name); err != nil {
+		if say := s.noStop(op, tenant, gateway.StopKind(kind), name); say != "" && errors.Is(err, gateway.ErrNotFound) {
+			s.show(w, http.StatusNotFound, op, "Nothing was lifted", say)
+			return
+		}
 		s.problem(w, r, op, err)
 		return
 	}
 	http.Redirect(w, r, "/stops", http.StatusSeeOther)
+}
+
+// noStop says which stop there is none of, to whom the tenant is theirs to know;
+// to others, nothing.
+func (s *console) noStop(op gateway.Operator, tenant string, kind gateway.StopKind, name string) string {
+	all := s.tenantsOf(op)
+	switch {
+	case tenant == everyTenant && slices.Contains(op.Tenants, everyTenant):
+		return "Nothing stops everything, so nothing was lifted."
+	case !slices.Contains(all, tenant) || !slices.Contains(s.Tenants, tenant):
+		return ""
+	case name == "":
+		return "There is no stop of the tenant " + tenant + ", so nothing was lifted."
+	}
+	return "There is no stop of " + Reveal(string(kind)+" "+name).String() + " in " + tenant + ", so nothing was lifted."
 }
 
 func typed(r *http.Request) string {
@@ -188,7 +207,7 @@ func heldOf(s gateway.Stop) string {
 func (s *console) apiStops(w http.ResponseWriter, r *http.Request, _ gateway.Secret, op gateway.Operator) {
 	tenant := r.URL.Query().Get("tenant")
 	if !isID(tenant) {
-		apiFail(w, http.StatusBadRequest, "bad_request", "Say whose stops: ?tenant=NAME.")
+		apiFail(w, http.StatusBadRequest, "bad_request", "Say whose stops: ?tenant=NAME, of "+strings.Join(s.tenantsOf(op), ", ")+".")
 		return
 	}
 	all, err := s.Gateway.StopList(r.Context(), op, tenant)
@@ -243,6 +262,10 @@ func (s *console) apiLift(w http.ResponseWriter, r *http.Request, _ gateway.Secr
 		return
 	}
 	if err := s.Gateway.StopLift(r.Context(), op, in.Tenant, in.Kind, in.Name); err != nil {
+		if say := s.noStop(op, in.Tenant, in.Kind, in.Name); say != "" && errors.Is(err, gateway.ErrNotFound) {
+			apiFail(w, http.StatusNotFound, "not_found", say)
+			return
+		}
 		s.apiError(w, r, err)
 		return
 	}

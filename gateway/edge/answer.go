@@ -5,13 +5,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
-	"strconv"
 	"strings"
 	"time"
 
-	strict "github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 	"github.com/mark3labs/mcp-go/mcp"
 
@@ -53,17 +50,20 @@ func statusOfCode(code int) int {
 	return http.StatusOK
 }
 
-func (f *fault) bytes(id jsontext.Value) []byte {
+// body is the fault as a JSON-RPC error, without its envelope.
+func (f *fault) body() []byte {
 	body, err := json.Marshal(struct {
 		Code    int    `json:"code"`
 		Message string `json:"message"`
 		Data    any    `json:"data,omitempty"`
 	}{f.code, f.message, f.data})
 	if err != nil {
-		body = []byte(`{"code":-32603,"message":"internal"}`)
+		return []byte(`{"code":-32603,"message":"internal"}`)
 	}
-	return envelope(id, "error", body)
+	return body
 }
+
+func (f *fault) bytes(id jsontext.Value) []byte { return envelope(id, "error", f.body()) }
 
 // envelope is a response around a body, which is embedded as it is.
 func envelope(id jsontext.Value, member string, body []byte) []byte {
@@ -94,42 +94,143 @@ func oneLine(b []byte) []byte {
 	return b
 }
 
-// An answer is what a call comes to: a whole message and its HTTP status.
+// An answer is what a request comes to: a result or an error, without its
+// envelope, and its HTTP status. Without a body it is none.
 type answer struct {
 	body   []byte
+	failed bool // body is an error
 	status int
+	room   int // bytes before body's own that an envelope fits in, so that a long list is copied once
+}
+
+// result is an answer that is a result.
+func result(body []byte) answer { return answer{body: body, status: http.StatusOK} }
+
+// to is the whole message that answers a request.
+func (a answer) to(id jsontext.Value) []byte {
+	if a.failed {
+		return envelope(id, "error", a.body[a.room:])
+	}
+	if a.room > 0 {
+		if head := beginEnvelope(nil, id, "result"); len(head) <= a.room {
+			begin := a.room - len(head)
+			copy(a.body[begin:], head)
+			return append(a.body[begin:], '}')
+		}
+	}
+	return envelope(id, "result", a.body[a.room:])
+}
+
+// done is the result of what has nothing to say.
+func done(modern bool) answer {
+	if modern {
+		return result([]byte(`{"resultType":"complete"}`))
+	}
+	return result([]byte(`{}`))
 }
 
 // unknownTool is the same for tools that are not there, hidden or withheld.
 var unknownTool = &fault{code: mcp.INVALID_PARAMS, message: "Unknown tool"}
 
-// answerCall is the message for what Handle returned.
-func (e *Edge) answerCall(m message, modern bool, result gateway.Result, err error) answer {
-	if err == nil {
-		if result.Error != nil {
-			return relayError(m.id, modern, result.Error)
+// unknown is what a request about what is not there gets: the same for what is
+// hidden or withheld.
+func (r request) unknown() *fault {
+	switch r.method {
+	case gateway.MethodRead, gateway.MethodSubscribe:
+		f := &fault{code: mcp.INVALID_PARAMS, message: "Resource not found", data: map[string]any{"uri": json.RawMessage(r.uri)}}
+		if !r.modern {
+			f.code = mcp.RESOURCE_NOT_FOUND
 		}
-		body, terr := tidyResult(result.Raw, modern)
-		if terr == nil {
-			return answer{envelope(m.id, "result", body), http.StatusOK}
-		}
-		err = &gateway.Refusal{Code: gateway.Downstream, Err: terr,
-			Say: "the tool's server gave an answer that cannot be passed on; the call itself was carried out"}
+		return f
+	case gateway.MethodGet:
+		return &fault{code: mcp.INVALID_PARAMS, message: "Unknown prompt"}
+	case gateway.MethodComplete:
+		return &fault{code: mcp.INVALID_PARAMS, message: "Unknown prompt or resource template"}
+	case gateway.MethodTaskGet, gateway.MethodTaskUpdate, gateway.MethodTaskCancel:
+		return &fault{code: mcp.INVALID_PARAMS, message: "Unknown task"}
 	}
-	r := refusalOf(err)
-	e.logInternal("call", r)
-	if r.Code == gateway.UnknownTool {
-		return e.answerFault(m.id, modern, unknownTool)
-	}
-	if errors.Is(err, errParamHeader) {
-		return e.answerFault(m.id, modern, &fault{code: mcp.HEADER_MISMATCH, message: errParamHeader.Error()})
-	}
-	return answer{envelope(m.id, "result", e.refusalResult(r, modern)), http.StatusOK}
+	return unknownTool
 }
 
-func (e *Edge) answerFault(id jsontext.Value, modern bool, f *fault) answer {
-	status := cmpStatus(f, modern)
-	return answer{f.bytes(id), status}
+// answerCall is the answer for what Handle returned.
+func (e *Edge) answerCall(r request, out gateway.Result, err error) answer {
+	if err == nil {
+		var a answer
+		if a, err = relay(r, out); err == nil {
+			return a
+		}
+		err = &gateway.Refusal{Code: gateway.Downstream, Err: err,
+			Say: "the tool's server gave an answer that cannot be passed on; the call itself was carried out"}
+	}
+	return e.answerRefusal(r, err)
+}
+
+// answerRefusal is the answer to a request that the gateway refused.
+func (e *Edge) answerRefusal(r request, err error) answer {
+	refusal := refusalOf(err)
+	e.logInternal(r.method, refusal)
+	switch {
+	case refusal.Code == gateway.UnknownTool, refusal.Code == gateway.UnknownHandle:
+		return r.fault(r.unknown())
+	case refusal.Code == gateway.BadState: // the client's mistake, or an attempt: nothing that a model could mend
+		return r.fault(&fault{code: mcp.INVALID_PARAMS, message: sayRefusal(refusal)})
+	case errors.Is(err, errParamHeader):
+		return r.fault(&fault{code: mcp.HEADER_MISMATCH, message: errParamHeader.Error()})
+	case refusal.Code == gateway.PendingApproval && refusal.Approval != nil:
+		if a, ok := e.sendToHuman(r, refusal); ok {
+			return a
+		}
+	}
+	if r.method == gateway.MethodCall {
+		return result(e.refusalResult(refusal, r.modern))
+	}
+	f := refusalFault(refusal)
+	if refusal.Code == gateway.BadArguments {
+		f.code = mcp.INVALID_PARAMS
+	}
+	if refusal.Code == gateway.PendingApproval && refusal.Approval != nil {
+		f.data.(map[string]any)[ours+"approval"] = e.approvalOf(refusal.Approval)
+	}
+	return r.fault(f)
+}
+
+// approvalKey is the name of our own question among a result's inputRequests.
+const approvalKey = ours + "approval"
+
+// sendToHuman answers a call that waits for a human with a request to open the
+// console's page, where the agent's side can show one. Whoever opens it still has
+// to be an operator: that the agent accepts it approves nothing.
+func (e *Edge) sendToHuman(r request, refusal *gateway.Refusal) (answer, bool) {
+	if !r.can.url || e.ApprovalURL == nil {
+		return answer{}, false
+	}
+	type elicit struct {
+		Mode    string `json:"mode"`
+		ID      string `json:"elicitationId,omitempty"`
+		Message string `json:"message"`
+		URL     string `json:"url"`
+	}
+	ask := elicit{Mode: "url", URL: e.ApprovalURL(refusal.Approval.Tenant, refusal.Approval.ID),
+		Message: "This call needs human approval (id " + refusal.Approval.ID + "). Open the page to review it; what is needed is an operator's decision there."}
+	switch {
+	case r.modern && takesInput(r.method) && refusal.State != "":
+		body, err := json.Marshal(map[string]any{
+			"resultType": gateway.ResultInput, "requestState": refusal.State,
+			"inputRequests": map[string]any{approvalKey: map[string]any{"method": gateway.MethodElicit, "params": ask}},
+		})
+		return result(body), err == nil
+	case !r.modern && r.cred.Session != "" && e.Decided != nil:
+		ask.ID = refusal.Approval.ID
+		e.tellWhenDecided(r.cred.Session, refusal.Approval)
+		return r.fault(&fault{code: mcp.URL_ELICITATION_REQUIRED, message: "Approval required", data: map[string]any{
+			"elicitations": []elicit{ask}, ours + "approval": e.approvalOf(refusal.Approval),
+		}}), true
+	}
+	return answer{}, false
+}
+
+func (r request) fault(f *fault) answer {
+	return answer{body: f.body(), failed: true, status: cmpStatus(f, r.modern)}
 }
 
 // cmpStatus: before 2026-07-28 an error that has an id is an ordinary answer.
@@ -158,6 +259,7 @@ var next = map[gateway.Code]string{
 	gateway.NoCredential:     "repeat_later",
 	gateway.TooMany:          "repeat_later",
 	gateway.OverBudget:       "start_task",
+	gateway.InDoubt:          "check_before_repeating",
 }
 
 const retryAfter = 15 * time.Second // after a pending answer
@@ -173,13 +275,6 @@ func (e *Edge) refusalResult(r *gateway.Refusal, modern bool) []byte {
 		Call string       `json:"call,omitempty"`
 		Next string       `json:"next,omitempty"`
 	}
-	type approval struct {
-		ID         string    `json:"id"`
-		Status     string    `json:"status"`
-		ExpiresAt  time.Time `json:"expiresAt"`
-		RetryAfter int64     `json:"retryAfterMs"`
-		URL        string    `json:"url,omitempty"`
-	}
 	out := struct {
 		ResultType string         `json:"resultType,omitempty"`
 		Content    []text         `json:"content"`
@@ -192,11 +287,7 @@ func (e *Edge) refusalResult(r *gateway.Refusal, modern bool) []byte {
 	}
 	out.Meta = map[string]any{ours + "refusal": why}
 	if r.Code == gateway.PendingApproval && r.Approval != nil {
-		a := approval{ID: r.Approval.ID, Status: "pending", ExpiresAt: r.Approval.Expires.UTC().Truncate(time.Second), RetryAfter: retryAfter.Milliseconds()}
-		if e.ApprovalURL != nil {
-			a.URL = e.ApprovalURL(r.Approval.Tenant, r.Approval.ID)
-		}
-		out.Meta[ours+"approval"] = a
+		out.Meta[ours+"approval"] = e.approvalOf(r.Approval)
 	}
 	if modern {
 		out.ResultType = "complete"
@@ -206,6 +297,23 @@ func (e *Edge) refusalResult(r *gateway.Refusal, modern bool) []byte {
 		return []byte(`{"content":[{"type":"text","text":"INTERNAL"}],"isError":true}`)
 	}
 	return body
+}
+
+// An approval is what a program may read of an approval request.
+type approval struct {
+	ID         string    `json:"id"`
+	Status     string    `json:"status"`
+	ExpiresAt  time.Time `json:"expiresAt"`
+	RetryAfter int64     `json:"retryAfterMs"`
+	URL        string    `json:"url,omitempty"`
+}
+
+func (e *Edge) approvalOf(r *gateway.ApprovalRequest) approval {
+	a := approval{ID: r.ID, Status: "pending", ExpiresAt: r.Expires.UTC().Truncate(time.Second), RetryAfter: retryAfter.Milliseconds()}
+	if e.ApprovalURL != nil {
+		a.URL = e.ApprovalURL(r.Tenant, r.ID)
+	}
+	return a
 }
 
 // sayRefusal is the sentence that a model reads.
@@ -223,223 +331,3 @@ func sayRefusal(r *gateway.Refusal) string {
 	}
 	return text
 }
-
-// relayError passes on a server's own JSON-RPC error.
-func relayError(id jsontext.Value, modern bool, raw []byte) answer {
-	var in struct {
-		Code    int            `json:"code"`
-		Message string         `json:"message"`
-		Data    jsontext.Value `json:"data"`
-	}
-	if err := strict.Unmarshal(raw, &in); err != nil {
-		return answer{(&fault{code: mcp.INTERNAL_ERROR, message: "the tool's server answered with an error that cannot be read"}).bytes(id), http.StatusOK}
-	}
-	f := &fault{code: in.Code, message: in.Message}
-	if in.Data != nil {
-		if data, _, err := tidy(in.Data); err == nil {
-			f.data = json.RawMessage(data)
-		}
-	}
-	return answer{f.bytes(id), cmpStatus(f, modern)}
-}
-
-// tidyResult takes out of a tool's result what a server may not say to an
-// agent, and adds what the modern era requires. All other bytes stay.
-func tidyResult(raw []byte, modern bool) ([]byte, error) {
-	body, kind, err := tidy(raw)
-	if err != nil {
-		return nil, err
-	}
-	open := bytes.IndexByte(body, '{')
-	switch {
-	case open < 0 || len(bytes.TrimLeft(body[:open], " \t\r\n")) > 0:
-		return nil, errors.New("the result is not an object")
-	case kind != "" && kind != "complete":
-		// What a server asks back is a decision of its own, which nobody made.
-		return nil, errors.New("the result asks for something")
-	case !modern || kind != "":
-		return body, nil
-	}
-	out := make([]byte, 0, len(body)+len(`"resultType":"complete",`))
-	out = append(append(out, body[:open+1]...), `"resultType":"complete"`...)
-	if rest := bytes.TrimLeft(body[open+1:], " \t\r\n"); len(rest) > 0 && rest[0] != '}' {
-		out = append(out, ',')
-	}
-	return append(out, body[open+1:]...), nil
-}
-
-// tidy deletes members in our name space at every depth, and from the top
-// level's _meta the server's name for itself. It returns the top level's
-// resultType, if any. What it does not delete it leaves byte for byte.
-func tidy(raw []byte) (out []byte, resultType string, err error) {
-	t := tidier{raw: raw, deep: mayBeOurs(raw), dec: borrow(raw, jsontext.AllowDuplicateNames(true))}
-	defer giveBack(t.dec)
-	if err := t.value(top); err != nil {
-		return nil, "", err
-	}
-	if _, err := t.dec.ReadToken(); err != io.EOF {
-		return nil, "", errors.New("more than one value")
-	}
-	if t.out == nil {
-		return raw, t.kind, nil
-	}
-	return append(t.out, raw[t.done:]...), t.kind, nil
-}
-
-type tidier struct {
-	raw, out []byte
-	done     int // bytes of raw that are in out, or deleted
-	dec      *jsontext.Decoder
-	deep     bool // something below the top level could be ours
-	kind     string
-}
-
-type place int
-
-const (
-	top place = iota
-	topMeta
-	elsewhere
-)
-
-func (t *tidier) value(at place) error {
-	switch kind := t.dec.PeekKind(); {
-	case kind == '{' && (at != elsewhere || t.deep):
-		return t.object(at)
-	case kind == '[' && t.deep:
-		if _, err := t.dec.ReadToken(); err != nil {
-			return err
-		}
-		for t.dec.PeekKind() != ']' {
-			if err := t.value(elsewhere); err != nil {
-				return err
-			}
-		}
-		_, err := t.dec.ReadToken()
-		return err
-	}
-	return t.dec.SkipValue()
-}
-
-func (t *tidier) object(at place) error {
-	if _, err := t.dec.ReadToken(); err != nil {
-		return err
-	}
-	kept := false
-	for t.dec.PeekKind() != '}' {
-		before := int(t.dec.InputOffset())
-		tok, err := t.dec.ReadToken()
-		if err != nil {
-			return err
-		}
-		name := tok.String()
-		inside := elsewhere
-		if at == top && name == "_meta" {
-			inside = topMeta
-		}
-		switch {
-		case isOurs(name), at == topMeta && strings.EqualFold(name, "io.modelcontextprotocol/serverInfo"),
-			at == top && isVariant(name):
-			if err := t.dec.SkipValue(); err != nil {
-				return err
-			}
-			t.cut(before, int(t.dec.InputOffset()), kept)
-			continue
-		case at == top && name == "resultType" && t.dec.PeekKind() == '"':
-			tok, err := t.dec.ReadToken()
-			if err != nil {
-				return err
-			}
-			if t.kind != "" {
-				return jsontext.ErrDuplicateName
-			}
-			t.kind = tok.String()
-		default:
-			if err := t.value(inside); err != nil {
-				return err
-			}
-		}
-		kept = true
-	}
-	_, err := t.dec.ReadToken()
-	return err
-}
-
-// cut deletes a member that ends at end: with the comma before it where a member
-// was kept before it, else with the comma after it.
-func (t *tidier) cut(before, end int, kept bool) {
-	if !kept {
-		if rest := bytes.TrimLeft(t.raw[end:], " \t\r\n"); len(rest) > 0 && rest[0] == ',' {
-			end = len(t.raw) - len(rest) + 1
-		}
-	}
-	if t.out == nil {
-		t.out = make([]byte, 0, len(t.raw))
-	}
-	if before > t.done {
-		t.out = append(t.out, t.raw[t.done:before]...)
-	}
-	t.done = max(t.done, end)
-}
-
-// isVariant reports whether some decoders would take name for one that it is not.
-func isVariant(name string) bool {
-	return name != "_meta" && strings.EqualFold(name, "_meta") || name != "resultType" && strings.EqualFold(name, "resultType")
-}
-
-func isOurs(name string) bool {
-	return len(name) >= len(ours) && strings.EqualFold(name[:len(ours)], ours)
-}
-
-// mayBeOurs is false only where no name can be in our name space, however it is
-// escaped. It is much cheaper than reading every name.
-func mayBeOurs(raw []byte) bool {
-	if bytes.Contains(raw, []byte(`\u`)) {
-		return true
-	}
-	const word = len(ours) - 1
-	for i := 0; ; i++ {
-		slash := bytes.IndexByte(raw[i:], '/')
-		if slash < 0 {
-			return false
-		}
-		i += slash
-		end := i
-		if end > 0 && raw[end-1] == '\\' {
-			end--
-		}
-		if end >= word && bytes.EqualFold(raw[end-word:end], []byte(ours[:word])) {
-			return true
-		}
-	}
-}
-
-// answerList is the result of tools/list.
-func answerList(id jsontext.Value, tools []gateway.Tool, modern bool) []byte {
-	size := 256 + len(id)
-	for _, t := range tools {
-		size += len(t.Definition) + 1
-	}
-	b := append(beginEnvelope(make([]byte, 0, size), id, "result"), `{"tools":[`...)
-	for i, t := range tools {
-		if i > 0 {
-			b = append(b, ',')
-		}
-		def := []byte(t.Definition)
-		if mayBeOurs(def) {
-			if clean, _, err := tidy(def); err == nil {
-				def = clean
-			}
-		}
-		b = append(b, def...)
-	}
-	b = append(b, ']')
-	if modern {
-		b = append(b, `,"resultType":"complete","ttlMs":`...)
-		b = strconv.AppendInt(b, listTTL.Milliseconds(), 10)
-		b = append(b, `,"cacheScope":"private"`...)
-	}
-	return append(b, "}}"...)
-}
-
-const listTTL = 5 * time.Second

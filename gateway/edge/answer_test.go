@@ -47,6 +47,53 @@ func TestUnknownToolsAnswerAlike(t *testing.T) {
 	}
 }
 
+// The same for whatever else can be asked for, in every era: by what it is called
+// nobody finds out what there is.
+func TestUnknownThingsAnswerAlike(t *testing.T) {
+	d := open(t)
+	d.refusal = &gateway.Refusal{Code: gateway.UnknownTool, Say: "hidden from this task", CallID: "call-7"}
+	sid := d.session("alice")
+	for _, row := range []struct{ method, params, says string }{
+		{"prompts/get", `"name":"NAME","arguments":{"a":"b"}`, `"code":-32602,"message":"Unknown prompt"`},
+		{"resources/read", `"uri":"NAME"`, `"message":"Resource not found","data":{"uri":"NAME"}`},
+		{"resources/subscribe", `"uri":"NAME"`, `"code":-32002,"message":"Resource not found","data":{"uri":"NAME"}`},
+		{"completion/complete", `"ref":{"type":"ref/prompt","name":"NAME"},"argument":{"name":"a","value":"b"}`, `"code":-32602,"message":"Unknown prompt or resource template"`},
+		{"completion/complete", `"ref":{"type":"ref/resource","uri":"NAME"},"argument":{"name":"a","value":"b"}`, `"code":-32602,"message":"Unknown prompt or resource template"`},
+	} {
+		for _, era := range []string{"legacy", "modern"} {
+			if doing(row.method, era == "modern") == nothing {
+				continue
+			}
+			all := map[string]bool{}
+			for i := range 50 {
+				name := fmt.Sprintf("hidden-%04d", i) // nothing is called that
+				if i%2 == 0 {
+					name = "refuse" // there, but hidden
+				}
+				params := strings.ReplaceAll(row.params, "NAME", name)
+				r := req{body: rpc(1, row.method, params)}.with(mcp.HeaderSessionID, sid)
+				if era == "modern" {
+					header := name
+					if row.method == "completion/complete" {
+						header = ""
+					}
+					r = modernReq(row.method, header, params)
+				}
+				got := d.do(r)
+				got.header.Del("Date")
+				got.header.Del("Content-Length") // the name is in the answer
+				all[strings.ReplaceAll(fmt.Sprint(got.status, got.header, got.body), name, "NAME")] = true
+				if !strings.Contains(strings.ReplaceAll(got.body, name, "NAME"), row.says) {
+					t.Fatalf("%s %s: %s", row.method, era, got.body)
+				}
+			}
+			if len(all) != 1 {
+				t.Errorf("%s %s: %d different answers", row.method, era, len(all))
+			}
+		}
+	}
+}
+
 // Every code has an answer that a model, a program and a person can read.
 func TestRefusals(t *testing.T) {
 	expires := time.Date(2026, 11, 23, 14, 5, 30, 999, time.FixedZone("", 0))
@@ -76,7 +123,7 @@ func TestRefusals(t *testing.T) {
 			t.Errorf("%s, modern: %s", row.refusal.Code, got.body)
 		}
 	}
-	for _, code := range gateway.Codes {
+	for _, code := range append([]gateway.Code{gateway.BadState}, gateway.Codes...) {
 		d := open(t)
 		d.refusal = &gateway.Refusal{Code: code, Say: "words", CallID: "call-1"}
 		got := d.do(req{body: call("refuse", "{}")})
@@ -95,7 +142,11 @@ func TestRefusals(t *testing.T) {
 			if got.status != 401 || got.header.Get("WWW-Authenticate") != "Bearer" || strings.Contains(got.body, "words") {
 				t.Errorf("%s: %+v", code, got)
 			}
-		case code == gateway.UnknownTool:
+		case code == gateway.BadState:
+			if msg.Error == nil || msg.Error.Code != -32602 {
+				t.Errorf("%s: %+v", code, got)
+			}
+		case code == gateway.UnknownTool, code == gateway.UnknownHandle:
 			if msg.Error == nil || strings.Contains(got.body, "words") || strings.Contains(got.body, "call-1") {
 				t.Errorf("%s: %+v", code, got)
 			}
@@ -112,7 +163,10 @@ func TestResults(t *testing.T) {
 		{"bytes stay", big, big, `{"resultType":"complete",` + big[1:]},
 		{"empty", `{}`, `{}`, `{"resultType":"complete"}`},
 		{"empty with room", ` { } `, ` { } `, ` {"resultType":"complete" } `},
-		{"already typed", `{"resultType":"complete","content":[]}`, `{"resultType":"complete","content":[]}`, `{"resultType":"complete","content":[]}`},
+		{"already typed", `{"resultType":"complete","content":[]}`, `{"content":[]}`, `{"resultType":"complete","content":[]}`},
+		{"cached by a modern server", `{"resultType":"complete","ttlMs":5,"cacheScope":"public","x":1}`, `{"x":1}`, `{"resultType":"complete","x":1}`},
+		{"its own task", `{"_meta":{"io.modelcontextprotocol/related-task":{"taskId":"7"}}}`, `{"_meta":{}}`, `{"resultType":"complete","_meta":{}}`},
+		{"types in another case", `{"ResultType":"task","RequestState":"x","TASKID":"7"}`, `{}`, `{"resultType":"complete"}`},
 		{"our key", `{"_meta":{"io.toolbroker/approval":{"url":"https://evil.example"},"a":1}}`, `{"_meta":{"a":1}}`, `{"resultType":"complete","_meta":{"a":1}}`},
 		{"our key last", `{"_meta":{"a":1 , "io.toolbroker/approval" : {} }}`, `{"_meta":{"a":1 }}`, ""},
 		{"our keys all over", `{"_meta":{"io.toolbroker/a":1,"b":2,"io.toolbroker/c":3,"IO.TOOLBROKER/d":4,"e":5,"io.toolbroker/f":6}}`, `{"_meta":{"b":2,"e":5}}`, ""},
@@ -128,7 +182,7 @@ func TestResults(t *testing.T) {
 		{"meta in another case", `{"_META":{"io.toolbroker/approval":1},"content":[]}`, `{"content":[]}`, ""},
 	} {
 		for era, want := range map[bool]string{false: row.legacy, true: row.modern} {
-			got, err := tidyResult([]byte(row.raw), era)
+			got, err := tidyResult(request{message: message{method: gateway.MethodCall}, modern: era}, gateway.Result{Raw: json.RawMessage(row.raw)})
 			if err != nil || want != "" && string(got) != want || !jsontext.Value(got).IsValid() {
 				t.Errorf("%s, modern %v: %s %v\nwant %s", row.name, era, got, err, want)
 			}
@@ -150,7 +204,8 @@ func TestServersErrorIsRelayed(t *testing.T) {
 	for raw, want := range map[string]string{
 		`{"code":-32021,"message":"needs <sampling>","data":{"requiredCapabilities":{"sampling":{}},"io.toolbroker/refusal":1}}`: `{"code":-32021,"message":"needs <sampling>","data":{"requiredCapabilities":{"sampling":{}}}}`,
 		`{"code":7,"message":"x"}`: `{"code":7,"message":"x"}`,
-		`{"code":"x"}`:             `{"code":-32603,"message":"the tool's server answered with an error that cannot be read"}`,
+		`{"code":-32042,"message":"go","data":{"elicitations":[{"mode":"url","url":"https://evil.example"}]}}`: `{"code":-32603,"message":"the tool's server wants a page to be opened, which this client did not say that it can do"}`,
+		`{"code":"x"}`: `{"code":-32603,"message":"the tool's server answered with an error that cannot be read"}`,
 	} {
 		d := open(t)
 		d.result = gateway.Result{Error: json.RawMessage(raw)}
@@ -166,17 +221,33 @@ func TestServersErrorIsRelayed(t *testing.T) {
 	}
 }
 
+// A legacy server's word for a resource that is not there is said as a modern
+// client knows it.
+func TestServersMissingResource(t *testing.T) {
+	d := open(t)
+	d.result = gateway.Result{Error: json.RawMessage(`{"code":-32002,"message":"gone"}`)}
+	for code, r := range map[string]req{"-32002": {body: rpc(1, "resources/read", `"uri":"raw"`)}, "-32602": modernReq("resources/read", "raw", `"uri":"raw"`)} {
+		if got := d.do(r); !strings.Contains(got.body, `"code":`+code+`,"message":"gone"`) {
+			t.Errorf("%s: %s", code, got.body)
+		}
+	}
+}
+
 func TestToolsList(t *testing.T) {
 	d := open(t)
 	d.house.tools = []gateway.Tool{
 		{Definition: json.RawMessage(`{"name":"a","x-vendor":1.10,"inputSchema":{"$schema":"x","allOf":[]}}`)},
 		{Definition: json.RawMessage(`{"name":"b","_meta":{"io.toolbroker/x":1,"y":2}}`)},
 	}
+	long := strings.Repeat("i", 200) // which no room was left for
 	const list = `"tools":[{"name":"a","x-vendor":1.10,"inputSchema":{"$schema":"x","allOf":[]}},{"name":"b","_meta":{"y":2}}]`
 	if got := d.do(req{body: rpc("x\n", "tools/list", "")}); got.body != `{"jsonrpc":"2.0","id":"x\n","result":{`+list+`}}` {
 		t.Error(got.body)
 	}
 	if got := d.do(modernReq("tools/list", "", "")); got.body != `{"jsonrpc":"2.0","id":1,"result":{`+list+`,"resultType":"complete","ttlMs":5000,"cacheScope":"private"}}` {
+		t.Error(got.body)
+	}
+	if got := d.do(req{body: rpc(long, "tools/list", "")}); got.body != `{"jsonrpc":"2.0","id":"`+long+`","result":{`+list+`}}` {
 		t.Error(got.body)
 	}
 	d.house.tools = nil
@@ -225,8 +296,8 @@ func TestStreamOnlyWhenNeeded(t *testing.T) {
 		{"asks, and there is none", strings.Replace(asks, "steps", "echo", 1), legacyAccept, false},
 	} {
 		got := d.do(req{body: rpc(1, "tools/call", row.params)}.with("Accept", row.accept))
-		if asked := row.params != `"name":"steps"` && row.accept == legacyAccept; d.asked != asked {
-			t.Errorf("%s: the gateway hears that it asked: %v", row.name, d.asked)
+		if d.asked != (row.accept == legacyAccept) { // a legacy agent may hear log messages, without having asked
+			t.Errorf("%s: the gateway has a way back: %v", row.name, d.asked)
 		}
 		want := map[bool]string{true: "text/event-stream", false: "application/json"}[row.stream]
 		if got.status != 200 || got.header.Get("Content-Type") != want {
@@ -289,6 +360,10 @@ func FuzzDecode(f *testing.F) {
 	for _, s := range []string{
 		call("echo", `{"a":[1,{"b":"\u00e9"}]}`), rpc("x", "tools/list", `"cursor":null`), "[]", "{", `{"jsonrpc":"2.0","method":"a"}`,
 		rpc(1, "tools/call", modernMeta(`"progressToken":1.5`)+`,"name":"n"`), `{"jsonrpc":"2.0","id":1,"result":{}}`,
+		rpc(1, "completion/complete", `"ref":{"type":"ref/prompt","name":"p","uri":"x"},"argument":{"name":"a","value":"b"},"context":{"arguments":{"c":"d"}}`),
+		rpc(1, "resources/read", `"uri":"a:b","inputResponses":{"a":{}},"requestState":"s"`), rpc(1, "tasks/update", `"taskId":"t","inputResponses":{}`),
+		rpc(1, "initialize", `"capabilities":{"elicitation":{"form":{},"url":{}},"extensions":{"io.modelcontextprotocol/tasks":{}}}`),
+		rpc(1, "subscriptions/listen", `"notifications":{"toolsListChanged":true,"resourceSubscriptions":["a:b"]}`), `{"jsonrpc":"2.0","id":"ask-x","error":{"code":1,"message":"m"}}`,
 		`{"jsonrpc":"2.0","id":-1,"method":"m","params" : { "arguments" : {} , "name":"\ud83d\ude00"}}`,
 	} {
 		f.Add([]byte(s))
@@ -326,7 +401,11 @@ func FuzzDecode(f *testing.F) {
 		same("id", m.id, id, there)
 		params, isObject := all["params"].(map[string]any)
 		same("params", m.params, all["params"], isObject)
-		for name, got := range map[string]jsontext.Value{"name": m.name, "arguments": m.args, "_meta": m.meta, "cursor": m.cursor, "requestId": m.requestID} {
+		for name, got := range map[string]jsontext.Value{
+			"name": m.name, "arguments": m.args, "_meta": m.meta, "cursor": m.cursor, "requestId": m.requestID, "uri": m.uri, "taskId": m.taskID,
+			"level": m.severity, "ref": m.ref, "argument": m.argument, "context": m.context, "inputResponses": m.answers, "requestState": m.state,
+			"notifications": m.wants, "capabilities": m.offers,
+		} {
 			v, there := params[name]
 			same(name, got, v, there)
 		}
@@ -336,16 +415,56 @@ func FuzzDecode(f *testing.F) {
 		if s, _ := meta[mcp.MetaKeyProtocolVersion].(string); s != m.version {
 			t.Fatalf("version %q, want %q", m.version, s)
 		}
-		// A struct with case-insensitive names reads the same as well.
+		// A struct with case-insensitive names reads the same as well, and so means
+		// the same call.
+		type named struct {
+			Type, Name, URI json.RawMessage
+			Value           json.RawMessage
+		}
 		var loose struct {
 			Method string
 			Params struct {
-				Name      json.RawMessage
-				Arguments json.RawMessage
+				Name, URI, Arguments, TaskID, Level, InputResponses, RequestState, Capabilities, Notifications json.RawMessage
+				Ref, Argument                                                                                  json.RawMessage
+			}
+			Error struct{ Code, Message, Data json.RawMessage }
+		}
+		if json.Unmarshal(raw, &loose) == nil {
+			p := loose.Params
+			for name, pair := range map[string][2][]byte{
+				"name": {p.Name, m.name}, "uri": {p.URI, m.uri}, "arguments": {p.Arguments, m.args}, "taskId": {p.TaskID, m.taskID}, "level": {p.Level, m.severity},
+				"inputResponses": {p.InputResponses, m.answers}, "requestState": {p.RequestState, m.state}, "capabilities": {p.Capabilities, m.offers},
+				"notifications": {p.Notifications, m.wants}, "ref": {p.Ref, m.ref}, "argument": {p.Argument, m.argument},
+			} {
+				if !bytes.Equal(pair[0], pair[1]) {
+					t.Fatalf("%q: %s is read differently by a loose decoder: %s", raw, name, pair[0])
+				}
+			}
+			if loose.Method != m.method {
+				t.Fatalf("%q: method is read differently by a loose decoder: %q", raw, loose.Method)
 			}
 		}
-		if json.Unmarshal(raw, &loose) == nil && (loose.Method != m.method || !bytes.Equal(loose.Params.Name, m.name) || !bytes.Equal(loose.Params.Arguments, m.args)) {
-			t.Fatalf("%q is read differently by a loose decoder: %+v", raw, loose)
+		r := request{message: m, modern: true, can: ability{tasks: true}}
+		c, bad := r.call()
+		if bad != "" || m.method == "" {
+			return
+		}
+		var ref named
+		_ = json.Unmarshal(m.ref, &ref)
+		want := map[string]json.RawMessage{
+			gateway.MethodCall: json.RawMessage(m.name), gateway.MethodGet: json.RawMessage(m.name), gateway.MethodRead: json.RawMessage(m.uri), gateway.MethodSubscribe: json.RawMessage(m.uri),
+		}[m.method]
+		if m.method == gateway.MethodComplete {
+			if want = ref.Name; c.Ref == gateway.SortTemplate {
+				want = ref.URI
+			}
+		}
+		var name string
+		if want != nil && (json.Unmarshal(want, &name) != nil || name != c.Name) {
+			t.Fatalf("%q is about %q, and a loose decoder says %s", raw, c.Name, want)
+		}
+		if c.Args != nil && !json.Valid(c.Args) {
+			t.Fatalf("%q has the arguments %s", raw, c.Args)
 		}
 	})
 }
@@ -354,7 +473,7 @@ func FuzzDecode(f *testing.F) {
 func FuzzTidy(f *testing.F) {
 	for _, s := range []string{
 		`{"_meta":{"io.toolbroker/a":1,"b":[{"io.toolbroker\/c":{}}],"io.modelcontextprotocol/serverInfo":0},"x":[1,[],{"io.t\u006folbroker/":0 , "y":1}]}`,
-		`{ "_META" : 1 , "a":2}`, `{"resultType":"complete"}`, `[]`, `{"a":{"_meta":{"io.modelcontextprotocol/serverInfo":0}}}`,
+		`{ "_META" : 1 , "a":2}`, `{"resultType":"complete"}`, `{"ttlMs":5,"cacheScope":"public","ttlMS":1,"x":{"ttlMs":1}}`, `[]`, `{"a":{"_meta":{"io.modelcontextprotocol/serverInfo":0}}}`,
 	} {
 		f.Add([]byte(s))
 	}
@@ -367,7 +486,7 @@ func FuzzTidy(f *testing.F) {
 				if at == top && k == "_meta" {
 					inside = topMeta
 				}
-				if isOurs(k) || at == topMeta && strings.EqualFold(k, "io.modelcontextprotocol/serverInfo") || at == top && isVariant(k) {
+				if isOurs(k) || at == topMeta && isServers(k) || at == top && isVariant(k) {
 					delete(v, k)
 					continue
 				}
@@ -382,12 +501,12 @@ func FuzzTidy(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		if !jsontext.Value(raw).IsValid() {
-			if out, _, err := tidy(raw); err == nil && !jsontext.Value(out).IsValid(jsontext.AllowDuplicateNames(true)) {
+			if out, err := tidy(raw); err == nil && !jsontext.Value(out).IsValid(jsontext.AllowDuplicateNames(true)) {
 				t.Fatalf("%q became %q", raw, out)
 			}
 			return
 		}
-		out, _, err := tidy(raw)
+		out, err := tidy(raw)
 		if err != nil {
 			return
 		}
@@ -402,6 +521,26 @@ func FuzzTidy(f *testing.F) {
 		if got, want := read(out), scrub(read(raw), top); !reflect.DeepEqual(got, want) {
 			t.Fatalf("%q became %q, want %v", raw, out, want)
 		}
+		for _, as := range []kind{legacyResult, modernResult, cachedResult} {
+			tidied := tidier{raw: raw, as: as}
+			out, err := tidied.run()
+			if err != nil {
+				continue
+			}
+			want := scrub(read(raw), top)
+			if all, ok := want.(map[string]any); ok {
+				delete(all, "cacheScope")
+				if as != cachedResult || !tidied.ttl {
+					delete(all, "ttlMs")
+				}
+				if as == legacyResult && all["resultType"] == gateway.ResultComplete {
+					delete(all, "resultType")
+				}
+			}
+			if got := read(out); !reflect.DeepEqual(got, want) {
+				t.Fatalf("%q, as %d, became %q, want %v", raw, as, out, want)
+			}
+		}
 	})
 }
 
@@ -413,7 +552,7 @@ func benchmark(b *testing.B, r req) {
 		t := tool(fmt.Sprintf("tool-%d", i), `{"type":"object","properties":{"a":{"type":"string","description":"`+strings.Repeat("d", 300)+`"}}}`)
 		h.tools = append(h.tools, t)
 	}
-	e, err := New(Config{Gateway: quick{h}, Hosts: []string{"example.com"}})
+	e, err := New(Config{Gateway: quick{h}, Sessions: h.kept, Hosts: []string{"example.com"}})
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -111,7 +111,7 @@ func mcpGo(t *testing.T, d *door, era, over string) *agent {
 	if c.ProtocolVersion() != era {
 		t.Fatalf("speaks %s, want %s", c.ProtocolVersion(), era)
 	}
-	if out.Instructions != "be kind" || out.Capabilities.Tools == nil || !out.Capabilities.Tools.ListChanged || out.Capabilities.Resources != nil || out.Capabilities.Prompts != nil {
+	if out.Instructions != "be kind" || out.Capabilities.Tools == nil || !out.Capabilities.Tools.ListChanged || out.Capabilities.Resources == nil || !out.Capabilities.Resources.Subscribe || out.Capabilities.Prompts == nil || out.Capabilities.Completions == nil || out.Capabilities.Logging == nil || (out.Capabilities.Extensions != nil) != (era == modern) {
 		t.Errorf("says of itself: %+v", out)
 	}
 	if era == modern {
@@ -281,7 +281,7 @@ func TestClientsCancel(t *testing.T) {
 
 func TestClientsHearOfChangedTools(t *testing.T) {
 	agents(t, func(t *testing.T, d *door, a *agent) {
-		waitFor(t, "a listener", func() bool { d.edge.ToolsChanged(); return len(a.changed) > 0 })
+		waitFor(t, "a listener", func() bool { d.change(gateway.SortTool); return len(a.changed) > 0 })
 		get(t, "tools changed", a.changed)
 	})
 }
@@ -320,7 +320,7 @@ func TestModernSubscriptionCarriesItsID(t *testing.T) {
 			t.Fatalf("%+v %v, want %s", n, err, method)
 		}
 		if method == "notifications/subscriptions/acknowledged" {
-			d.edge.ToolsChanged()
+			d.change(gateway.SortTool)
 		}
 	}
 	// It can be cancelled, and is then not answered: the next line answers what is asked after it.

@@ -125,7 +125,7 @@ func TestProofIsGoodForOneRequest(t *testing.T) {
 		}
 	}()
 	get(t, "open", lines)
-	d.edge.ToolsChanged()
+	d.change(gateway.SortTool)
 	if got := get(t, "notice", lines); !strings.Contains(got, mcp.MethodNotificationToolsListChanged) {
 		t.Errorf("notice %q", got)
 	}
@@ -164,7 +164,7 @@ func TestProofIsGoodForOneRequest(t *testing.T) {
 // A certificate is a credential where it is the only one.
 func TestClientCertificate(t *testing.T) {
 	h := newHouse()
-	e, err := New(Config{Gateway: h, Issuers: []string{"https://id.example"}})
+	e, err := New(Config{Gateway: h, Sessions: h.kept, Issuers: []string{"https://id.example"}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -306,6 +306,9 @@ func TestTaskInMeta(t *testing.T) {
 		{"another than the token: initialize", req{body: rpc(1, "initialize", inMeta(`"task-b"`))}, 403, "NO_TASK"},
 
 		{"a number", req{body: echo(inMeta(`1`))}, 400, "-32602"},
+		{"a number, and the message's id after it", req{body: `{"jsonrpc":"2.0","method":"tools/list","params":{` + inMeta(`1`) + `},"id":"seven"}`}, 400, `"id":"seven"`},
+		{"a number, and the message's id before it", req{body: `{"jsonrpc":"2.0","id":7,"method":"tools/list","params":{` + inMeta(`1`) + `}}`}, 400, `"id":7`},
+		{"a number, and two ids", req{body: `{"jsonrpc":"2.0","method":"tools/list","params":{` + inMeta(`1`) + `},"id":7,"id":8}`}, 400, `"id":null`},
 		{"null", req{body: echo(inMeta(`null`))}, 400, "-32602"},
 		{"a list of one", req{body: echo(inMeta(`["task-a"]`))}, 400, "-32602"},
 		{"empty", req{body: echo(inMeta(`""`))}, 400, "-32602"},
@@ -420,7 +423,7 @@ func TestSessionOfATaskInMeta(t *testing.T) {
 func TestTaskInMetaGoesNoFurther(t *testing.T) {
 	server := &listening{meta: make(chan json.RawMessage, 1)}
 	h := gatewaytest.New(t, func(c *gateway.Config) { server.Servers, c.Servers = c.Servers, server })
-	e, err := New(Config{Gateway: h.Gateway})
+	e, err := New(Config{Gateway: h.Gateway, Sessions: h.Sessions})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -453,8 +456,8 @@ type listening struct {
 	meta chan json.RawMessage
 }
 
-func (l *listening) Resolve(tenant, alias string) (gateway.Tool, bool) {
-	t, ok := l.Servers.Resolve(tenant, alias)
+func (l *listening) Resolve(tenant string, of gateway.Sort, alias string) (gateway.Tool, bool) {
+	t, ok := l.Servers.Resolve(tenant, of, alias)
 	t.Meta = []string{TaskMeta, ours + "x", "example.com/y"}
 	return t, ok
 }

@@ -14,56 +14,79 @@ import (
 // A message is one JSON-RPC message after the one strict reading of it. Its
 // values are the agent's own bytes; a nil value was not there.
 type message struct {
-	id     jsontext.Value // a string or an integer; nil in a notification
-	method string         // empty in a response
-	params jsontext.Value // an object
+	id              jsontext.Value // a string or an integer; nil in a notification
+	method          string         // empty in a response
+	params          jsontext.Value // an object
+	result, failure jsontext.Value // of a response, one of them
 
 	// of params
-	name, args, meta, cursor, requestID jsontext.Value
-	answers                             bool // inputResponses or requestState are there
+	name, uri, args, cursor, requestID, taskID, severity jsontext.Value
+	ref, argument, context                               jsontext.Value // of a completion
+	answers, state                                       jsontext.Value // inputResponses and requestState
+	wants                                                jsontext.Value // the notifications that a listener asks for
+	offers                                               jsontext.Value // the capabilities of an initialize
 	// of params._meta
-	token   jsontext.Value // a string or a number
-	caps    jsontext.Value
-	version string // the MCP revision the message says it is in
-	task    string // the running task it names, by its id; or empty
+	meta, token jsontext.Value // token is a string or a number
+	declares    jsontext.Value // the capabilities of its client, for this request alone
+	logLevel    string
+	version     string // the MCP revision the message says it is in
+	task        string // the running task it names, by its id; or empty
 }
 
 const (
 	maxNesting = 128 // of a whole message; arguments have a tighter limit of the gateway's
 	maxIDBytes = 256
 	maxName    = 256
+	maxURI     = 4096
+	maxState   = 512 << 10 // of a server's, sealed
+	maxCaps    = 16 << 10  // they are kept with a session
 	maxVersion = 32
 )
 
-// The names that mean something to us or to mcp-go, per object. Many decoders
-// ignore case, so a name that differs from one of these only in case would be
-// read by some and not by others: it is refused.
+// The names that mean something to us, to the gateway or to mcp-go, per object.
+// Many decoders ignore case, so a name that differs from one of these only in
+// case would be read by some and not by others: it is refused.
 var (
 	envelopeNames = []string{"jsonrpc", "id", "method", "params", "result", "error"}
 	paramsNames   = []string{
-		"name", "arguments", "_meta", "cursor", "requestId", "reason", "inputResponses", "requestState", "task",
-		"protocolVersion", "capabilities", "clientInfo", "notifications", "level", "uri",
+		"name", "uri", "arguments", "_meta", "cursor", "requestId", "reason", "inputResponses", "requestState", "task", "taskId",
+		"protocolVersion", "capabilities", "clientInfo", "notifications", "level", "ref", "argument", "context",
 	}
 	metaNames = []string{
 		"progressToken", mcp.MetaKeyProtocolVersion, mcp.MetaKeyClientCapabilities, mcp.MetaKeyClientInfo, mcp.MetaKeyLogLevel, TaskMeta,
 	}
+	refNames      = []string{"type", "name", "uri"}
+	argumentNames = []string{"name", "value"}
+	contextNames  = []string{"arguments"}
+	wantsNames    = []string{"toolsListChanged", "promptsListChanged", "resourcesListChanged", "resourceSubscriptions"}
+	capsNames     = []string{"elicitation", "sampling", "roots", "extensions", "experimental", "tasks"}
+	modeNames     = []string{"form", "url"}
+	errorNames    = []string{"code", "message", "data"}
 )
 
 func badMessage(code int, text string) error { return &fault{code: code, message: text} }
+
+// faultOf is why a message was not accepted.
+func faultOf(err error) *fault {
+	if f, ok := errors.AsType[*fault](err); ok {
+		return f
+	}
+	return &fault{code: mcp.PARSE_ERROR, message: "the message cannot be read"}
+}
 
 // decode reads one message. What it refuses, it refuses with a [*fault]; no
 // decoder reads differently what it accepts.
 func decode(raw []byte) (message, error) {
 	var m message
-	if first := bytes.TrimLeft(raw, " \t\r\n"); len(first) > 0 && first[0] == '[' {
-		return m, badMessage(mcp.INVALID_REQUEST, "batches are not supported: send one message at a time")
+	if isBatch(raw) {
+		return m, noBatch // here
 	}
 	if tooDeep(raw) {
 		return m, badMessage(mcp.INVALID_REQUEST, "the message is nested too deeply")
 	}
 	d := reader{raw: raw, dec: borrow(raw)}
 	defer giveBack(d.dec)
-	var rpc, response bool
+	var rpc bool
 	err := d.object(envelopeNames, func(name string) (err error) {
 		switch name {
 		case "jsonrpc":
@@ -84,8 +107,12 @@ func decode(raw []byte) (message, error) {
 			return err
 		case "params":
 			return d.params(&m)
-		case "result", "error":
-			response = true
+		case "result":
+			m.result, err = d.value()
+			return err
+		case "error":
+			m.failure, err = d.nested(errorNames)
+			return err
 		}
 		return d.dec.SkipValue()
 	})
@@ -97,15 +124,46 @@ func decode(raw []byte) (message, error) {
 		}
 	}
 	if err != nil {
-		return message{}, asFault(err)
+		if m.id == nil {
+			m.id = idOf(raw) // it may come after what was refused
+		}
+		return m.refused(), asFault(err)
 	}
+	response := m.result != nil || m.failure != nil
 	switch {
 	case !rpc:
-		return message{}, badMessage(mcp.INVALID_REQUEST, `jsonrpc must be "2.0"`)
-	case response && (m.method != "" || m.id == nil), !response && m.method == "":
-		return message{}, badMessage(mcp.INVALID_REQUEST, "a message is a request, a notification or a response")
+		return m.refused(), badMessage(mcp.INVALID_REQUEST, `jsonrpc must be "2.0"`)
+	case response && (m.method != "" || m.id == nil || m.result != nil && m.failure != nil), !response && m.method == "":
+		return m.refused(), badMessage(mcp.INVALID_REQUEST, "a message is a request, a notification or a response")
 	}
 	return m, nil
+}
+
+// idOf finds the id of a message that is JSON and was refused for something
+// else, wherever in it that stands.
+func idOf(raw []byte) (id jsontext.Value) {
+	d := reader{raw: raw, dec: borrow(raw)}
+	defer giveBack(d.dec)
+	err := d.object(envelopeNames, func(name string) (err error) {
+		if name == "id" {
+			id, err = d.value()
+			return err
+		}
+		return d.dec.SkipValue()
+	})
+	if err != nil {
+		return nil
+	}
+	return id
+}
+
+// refused is all that is kept of a message that was not accepted: the id that
+// its refusal goes to.
+func (m message) refused() message {
+	if m.id != nil && isRequestID(m.id) {
+		return message{id: m.id}
+	}
+	return message{}
 }
 
 // asFault turns what the JSON reader says into what the agent reads. The
@@ -158,17 +216,34 @@ func (d *reader) params(m *message) error {
 		switch name {
 		case "name":
 			m.name, err = d.value()
+		case "uri":
+			m.uri, err = d.value()
 		case "arguments":
 			m.args, err = d.value()
 		case "cursor":
 			m.cursor, err = d.value()
 		case "requestId":
 			m.requestID, err = d.value()
+		case "taskId":
+			m.taskID, err = d.value()
+		case "level":
+			m.severity, err = d.value()
+		case "inputResponses":
+			m.answers, err = d.value()
+		case "requestState":
+			m.state, err = d.value()
+		case "ref":
+			m.ref, err = d.nested(refNames)
+		case "argument":
+			m.argument, err = d.nested(argumentNames)
+		case "context":
+			m.context, err = d.nested(contextNames)
+		case "notifications":
+			m.wants, err = d.nested(wantsNames)
+		case "capabilities":
+			m.offers, err = d.capabilities()
 		case "_meta":
 			err = d.meta(m)
-		case "inputResponses", "requestState":
-			m.answers = true
-			fallthrough
 		default:
 			err = d.dec.SkipValue()
 		}
@@ -197,7 +272,15 @@ func (d *reader) meta(m *message) error {
 				return badMessage(mcp.INVALID_PARAMS, name+" is too long")
 			}
 		case mcp.MetaKeyClientCapabilities:
-			m.caps, err = d.value()
+			m.declares, err = d.capabilities()
+		case mcp.MetaKeyLogLevel:
+			v, err := d.value()
+			if err != nil {
+				return err
+			}
+			if m.logLevel = levelOf(v); m.logLevel == "" {
+				return badMessage(mcp.INVALID_PARAMS, name+" must be one of the log levels")
+			}
 		case TaskMeta:
 			v, err := d.value()
 			if err != nil {
@@ -244,6 +327,40 @@ func (d *reader) object(known []string, member func(name string) error) error {
 	return err
 }
 
+// nested reads a member's value, and where it is an object, its names like those
+// around it.
+func (d *reader) nested(known []string) (jsontext.Value, error) {
+	if d.dec.PeekKind() != '{' {
+		return d.value()
+	}
+	start := d.next()
+	err := d.object(known, func(string) error { return d.dec.SkipValue() })
+	return d.raw[start:d.dec.InputOffset()], err
+}
+
+// capabilities reads what a client says that it can do.
+func (d *reader) capabilities() (jsontext.Value, error) {
+	if d.dec.PeekKind() != '{' {
+		return d.value()
+	}
+	start := d.next()
+	err := d.object(capsNames, func(name string) (err error) {
+		switch name {
+		case "elicitation":
+			_, err = d.nested(modeNames)
+		case "extensions":
+			_, err = d.nested([]string{TasksExtension})
+		default:
+			err = d.dec.SkipValue()
+		}
+		return err
+	})
+	if v := d.raw[start:d.dec.InputOffset()]; err != nil || len(v) <= maxCaps {
+		return v, err
+	}
+	return nil, badMessage(mcp.INVALID_PARAMS, "the capabilities are too long")
+}
+
 // value reads the next value as the bytes it is.
 func (d *reader) value() (jsontext.Value, error) {
 	v, err := d.dec.ReadValue()
@@ -271,6 +388,15 @@ func unquote(v jsontext.Value) string {
 	b, err := jsontext.AppendUnquote(nil, v)
 	if err != nil {
 		return ""
+	}
+	return string(b)
+}
+
+// quote writes text as a JSON string.
+func quote(s string) string {
+	b, err := jsontext.AppendQuote(nil, s)
+	if err != nil { // it is not UTF-8, and its worst parts were replaced
+		return string(b)
 	}
 	return string(b)
 }

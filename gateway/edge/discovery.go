@@ -96,7 +96,7 @@ func (e *Edge) metadata(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	h.Set("Cache-Control", metadataAge)
-	writeJSON(w, http.StatusOK, body)
+	_ = writeJSON(w, http.StatusOK, body)
 }
 
 // challenge says to a caller who was not identified what to do about it: it sets

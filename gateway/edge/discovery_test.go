@@ -13,6 +13,7 @@ import (
 	"golang.org/x/oauth2"
 
 	"toolbroker/gateway"
+	"toolbroker/gateway/gatewaytest"
 )
 
 // discoverable is a door that sends those it does not know to an issuer.
@@ -253,7 +254,7 @@ func TestNewRefusesWhatNobodyCouldDiscover(t *testing.T) {
 		{Config{DPoPAlgs: []string{"ES256\n"}}, false},
 	} {
 		c := row.change
-		c.Gateway = newHouse()
+		c.Gateway, c.Sessions = newHouse(), gatewaytest.NewSessions()
 		if _, err := New(c); (err == nil) != row.fine {
 			t.Errorf("%+v: %v", row.change, err)
 		}

@@ -21,9 +21,9 @@ func TestDocsCommands(t *testing.T) {
 	}
 	says := map[string][]string{ // in order
 		"Discovery":            {`"authorization_servers":["https://id.example/realm"]`},
-		"Token exchange":       {`"access_token":"the-task-token"`},
+		"Token exchange":       {`"access_token":"the-task-token"`, `{"id":"task-a"`, `"token":"the-childs-token"`, `"state":"ended"`},
 		"REST":                 {`"token":"the-token"`, `{"id":"task-a"`, `"token":"the-childs-token"`, `"state":"ended"`},
-		"The header and _meta": {`"tools":[`, `"tools":[`},
+		"The header and _meta": {`"token":"the-token"`, `"tools":[`, `"tools":[`},
 	}
 	for title, want := range says {
 		_, section, found := strings.Cut(string(page), "\n## "+title+"\n")

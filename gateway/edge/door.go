@@ -148,13 +148,12 @@ func (e *Edge) credential(r *http.Request) (gateway.Credential, bool) {
 // identify asks who presents cred, before anything else is done for a request. A
 // proof of possession is good once, so from here on cred says what it proved,
 // for whoever asks again while the request is served.
-func (e *Edge) identify(ctx context.Context, cred *gateway.Credential) error {
+func (e *Edge) identify(ctx context.Context, cred *gateway.Credential) (gateway.Principal, error) {
 	p, err := e.Gateway.Identify(ctx, *cred)
-	if err != nil {
-		return err
+	if err == nil {
+		cred.Proof.DPoP, cred.Proof.Proven = "", p.Bound
 	}
-	cred.Proof.DPoP, cred.Proof.Proven = "", p.Bound
-	return nil
+	return p, err
 }
 
 // presents reports whether the request has an Authorization header, of whatever

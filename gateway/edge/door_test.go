@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"runtime"
 	"slices"
@@ -15,6 +16,7 @@ import (
 	"github.com/mark3labs/mcp-go/mcp"
 
 	"toolbroker/gateway"
+	"toolbroker/gateway/gatewaytest"
 )
 
 // What is malformed, misdirected or unidentified is refused before it means
@@ -79,8 +81,15 @@ func TestHygiene(t *testing.T) {
 		{"invalid UTF-8", req{body: call("echo", "{\"a\":\"\xff\"}")}, 400, "-32700"},
 		{"lone surrogate", req{body: call("echo", `{"a":"\ud800"}`)}, 400, "-32700"},
 		{"lone surrogate in a name", req{body: call("echo", `{"\udc00":1}`)}, 400, "-32700"},
-		{"batch", req{body: "[" + echo + "]"}, 400, "batches are not supported"},
-		{"empty batch", req{body: " []"}, 400, "batches are not supported"},
+		{"batch of another era", req{body: "[" + echo + "]"}.with(mcp.HeaderProtocolVersion, "2025-06-18"), 400, "batches are not supported"},
+		{"batch of another era, again", req{body: "[" + echo + "]"}.with(mcp.HeaderProtocolVersion, modern), 400, "batches are not supported"},
+		{"empty batch", req{body: " []"}, 400, "-32600"},
+		{"batch in a batch", req{body: "[[" + echo + "]]"}, 400, "batches are not supported"},
+		{"endless batch", req{body: "[" + strings.Repeat(echo+",", maxBatch) + echo + "]"}, 400, "send 32 at most"},
+		{"batch that is not over", req{body: "[" + echo}, 400, "-32700"},
+		{"two batches", req{body: "[" + echo + "][" + echo + "]"}, 400, "-32700"},
+		{"batch with a session to open", req{body: "[" + echo + "," + rpc(1, "initialize", `"protocolVersion":"2025-03-26"`) + "]"}, 400, "initialize comes alone"},
+		{"batch with another era's request", req{body: "[" + rpc(1, "tools/call", modernMeta("")+`,"name":"echo"`) + "]"}, 400, "-32020"},
 		{"a string", req{body: `"ping"`}, 400, "-32600"},
 		{"nested 100,000 deep", req{body: "{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"ping\",\"params\":{\"x\":" + deep[:60_000] + "}}"}, 400, "nested too deeply"},
 		{"nested 100,000 deep as a batch", req{body: deep[:65_000]}, 400, ""},
@@ -129,15 +138,33 @@ func TestHygiene(t *testing.T) {
 		{"answers to what nobody asked", req{body: rpc(1, "tools/call", `"name":"echo","inputResponses":{}`)}, 200, "-32602"},
 		{"a cursor", req{body: rpc(1, "tools/list", `"cursor":"abc"`)}, 200, "unknown cursor"},
 		{"an empty cursor", req{body: rpc(1, "tools/list", `"cursor":""`)}, 200, `"tools"`},
-		{"an id that mcp-go would change", req{body: `{"jsonrpc":"2.0","id":9007199254740993,"method":"ping"}`}, 200, "-32600"},
+		{"an id that mcp-go would change", req{body: `{"jsonrpc":"2.0","id":9007199254740993,"method":"ping"}`}, 200, `"id":9007199254740993,"result":{}`},
 		{"the same id for a call", req{body: `{"jsonrpc":"2.0","id":9007199254740993,"method":"tools/list"}`}, 200, `"id":9007199254740993,"result"`},
 		{"a version nobody speaks", req{body: rpc(1, "tools/list", "")}.with(mcp.HeaderProtocolVersion, "2020-01-01"), 400, "-32022"},
 
-		{"resources", req{body: rpc(1, "resources/list", "")}, 200, "-32601"},
-		{"prompts", req{body: rpc(1, "prompts/get", `"name":"x"`)}, 200, "-32601"},
-		{"completion", req{body: rpc(1, "completion/complete", "")}, 200, "-32601"},
+		{"resources", req{body: rpc(1, "resources/list", "")}, 200, `"result":{"resources":[]}`},
+		{"templates", req{body: rpc(1, "resources/templates/list", "")}, 200, `"result":{"resourceTemplates":[]}`},
+		{"prompts", req{body: rpc(1, "prompts/list", "")}, 200, `"result":{"prompts":[]}`},
+		{"a resource that is not there", req{body: rpc(1, "resources/read", `"uri":"hidden:x"`)}, 200, `-32002,"message":"Resource not found","data":{"uri":"hidden:x"}`},
+		{"a resource without a name", req{body: rpc(1, "resources/read", `"name":"x"`)}, 200, "-32602"},
+		{"a resource of many names", req{body: rpc(1, "resources/read", `"uri":"x","URI":"y"`)}, 400, "only in case"},
+		{"a resource with an endless name", req{body: rpc(1, "resources/read", `"uri":"x:`+strings.Repeat("x", 5000)+`"`)}, 200, "-32602"},
+		{"a prompt that is not there", req{body: rpc(1, "prompts/get", `"name":"hidden"`)}, 200, `-32602,"message":"Unknown prompt"`},
+		{"a prompt's arguments in an array", req{body: rpc(1, "prompts/get", `"name":"p","arguments":[]`)}, 200, "-32602"},
+		{"completion of nothing", req{body: rpc(1, "completion/complete", "")}, 200, "-32602"},
+		{"completion of a tool", req{body: rpc(1, "completion/complete", `"ref":{"type":"ref/tool","name":"x"},"argument":{"name":"a","value":"b"}`)}, 200, "-32602"},
+		{"completion of two things", req{body: rpc(1, "completion/complete", `"ref":{"type":"ref/prompt","name":"x","Name":"y"},"argument":{"name":"a","value":"b"}`)}, 400, "only in case"},
+		{"completion of a number", req{body: rpc(1, "completion/complete", `"ref":{"type":"ref/prompt","name":"x"},"argument":{"name":"a","value":1}`)}, 200, "-32602"},
+		{"completion of what is not there", req{body: rpc(1, "completion/complete", `"ref":{"type":"ref/resource","uri":"hidden:{x}"},"argument":{"name":"a","value":"b"}`)}, 200, `-32602,"message":"Unknown prompt or resource template"`},
 		{"MCP tasks", req{body: rpc(1, "tasks/get", `"taskId":"x"`)}, 200, "-32601"},
-		{"a log level, which we do not offer", req{body: rpc(1, "logging/setLevel", `"level":"info"`)}, 200, "-32601"},
+		{"a log level without a session", req{body: rpc(1, "logging/setLevel", `"level":"info"`)}, 200, "-32600"},
+		{"a log level that is none", req{body: rpc(1, "logging/setLevel", `"level":"loud"`)}, 200, "-32602"},
+		{"a subscription without a session", req{body: rpc(1, "resources/subscribe", `"uri":"a:b"`)}, 200, "-32600"},
+		{"the end of one without a session", req{body: rpc(1, "resources/unsubscribe", `"uri":"a:b"`)}, 200, "-32600"},
+		{"listening, which is another era's", req{body: rpc(1, "subscriptions/listen", `"notifications":{}`)}, 200, "-32601"},
+		{"capabilities without end", req{body: rpc(1, "initialize", `"protocolVersion":"2025-11-25","capabilities":{"experimental":{"x":"`+strings.Repeat("x", 20_000)+`"}}`)}, 400, "-32602"},
+		{"capabilities in another case", req{body: rpc(1, "initialize", `"protocolVersion":"2025-11-25","capabilities":{"Sampling":{}}`)}, 400, "only in case"},
+		{"a mode in another case", req{body: rpc(1, "initialize", `"protocolVersion":"2025-11-25","capabilities":{"elicitation":{"URL":{}}}`)}, 400, "only in case"},
 		{"discovery without the era", req{body: rpc(1, "server/discover", "")}, 200, "-32601"},
 		{"an unknown method", req{body: rpc(1, "nope", "")}, 200, "-32601"},
 
@@ -159,9 +186,29 @@ func TestHygiene(t *testing.T) {
 		{"modern: another parameter header", modernReq("tools/call", "region", `"name":"region","arguments":{"region":"eu"}`).with("Mcp-Param-Region", "us"), 400, "-32020"},
 		{"modern: a parameter header for nothing", modernReq("tools/call", "region", `"name":"region"`).with("Mcp-Param-Region", "us"), 400, "-32020"},
 		{"modern: parameter headers of a tool that has none", modernReq("tools/call", "echo", `"name":"echo"`).with("Mcp-Param-Region", "us"), 200, "complete"},
-		{"modern: resources", modernReq("resources/read", "a://b", `"uri":"a://b"`), 404, "-32601"},
+		{"modern: a resource", modernReq("resources/read", "a://b", `"uri":"a://b"`), 200, `{"resultType":"complete","ttlMs":0,"cacheScope":"private","contents":[{"uri":"a://b"`},
+		{"modern: a resource without its name", modernReq("resources/read", "", `"uri":"a://b"`), 400, "-32020"},
+		{"modern: a resource by another name", modernReq("resources/read", "a://c", `"uri":"a://b"`), 400, "-32020"},
+		{"modern: a resource that is not there", modernReq("resources/read", "hidden:x", `"uri":"hidden:x"`), 400, `-32602,"message":"Resource not found","data":{"uri":"hidden:x"}`},
+		{"modern: a prompt by another name", modernReq("prompts/get", "p", `"name":"q"`), 400, "-32020"},
+		{"modern: a log level", func() req {
+			r := modernReq("tools/list", "", "")
+			r.body = strings.Replace(r.body, `"io.modelcontextprotocol/clientCapabilities"`, `"io.modelcontextprotocol/logLevel":"loud","io.modelcontextprotocol/clientCapabilities"`, 1)
+			return r
+		}(), 400, "-32602"},
+		{"modern: the level of a session", modernReq("logging/setLevel", "", `"level":"info"`), 404, "-32601"},
+		{"modern: a subscription", modernReq("resources/subscribe", "", `"uri":"a:b"`), 404, "-32601"},
+		{"modern: listening to nothing that is said", modernReq("subscriptions/listen", "", ""), 400, "-32602"},
+		{"modern: listening to nothing", modernReq("subscriptions/listen", "", `"notifications":{}`), 200, "acknowledged"},
+		{"modern: listening without events", modernReq("subscriptions/listen", "", `"notifications":{}`).with("Accept", "application/json"), 406, ""},
+		{"modern: answers without a question", modernReq("tools/call", "echo", `"name":"echo","inputResponses":[]`), 400, "-32602"},
+		{"modern: answers to a completion", modernReq("completion/complete", "", `"ref":{"type":"ref/prompt","name":"x"},"argument":{"name":"a","value":"b"},"requestState":"x"`), 400, "-32602"},
+		{"modern: a state that is no text", modernReq("tools/call", "echo", `"name":"echo","requestState":{}`), 400, "-32602"},
 		{"modern: an unknown method", modernReq("nope", "", ""), 404, "-32601"},
-		{"modern: MCP tasks", modernReq("tasks/get", "x", `"taskId":"x"`), 404, "-32601"},
+		{"modern: MCP tasks, undeclared", modernReq("tasks/get", "x", `"taskId":"x"`), 400, `-32021,"message":"this method needs the client capability io.modelcontextprotocol/tasks","data":{"requiredCapabilities":{"extensions":{"io.modelcontextprotocol/tasks":{}}}}`},
+		{"modern: MCP tasks by another name", modernReq("tasks/get", "y", `"taskId":"x"`), 400, "-32020"},
+		{"modern: MCP tasks by no name", modernReq("tasks/cancel", "", `"taskId":"x"`), 400, "-32020"},
+		{"modern: a method that MCP tasks had once", modernReq("tasks/list", "", ""), 404, "-32601"},
 		{"modern: initialize", modernReq("initialize", "", ""), 404, "-32601"},
 		{"modern: ping", modernReq("ping", "", ""), 404, "-32601"},
 		{"modern: discovery", modernReq("server/discover", "", ""), 200, `"supportedVersions":["2026-07-28"`},
@@ -198,7 +245,7 @@ func TestHygiene(t *testing.T) {
 			if (got.status == 401) != (got.header.Get("WWW-Authenticate") == "Bearer") {
 				t.Errorf("WWW-Authenticate %q with %d", got.header.Get("WWW-Authenticate"), got.status)
 			}
-			if len(d.calls) > 0 && row.status != 200 && !strings.Contains(row.name, "parameter") && !strings.Contains(row.name, "unknown tool") {
+			if len(d.calls) > 0 && row.status != 200 && !strings.Contains(row.name, "parameter") && !strings.Contains(row.name, "unknown tool") && !strings.Contains(row.name, "not there") {
 				t.Error("the gateway heard of it")
 			}
 		})
@@ -341,13 +388,19 @@ type openStream struct {
 func (d *door) openStream(token, sid string) *openStream {
 	d.Helper()
 	ctx, cancel := context.WithCancel(d.Context())
-	r := d.request(req{method: "GET", token: token}.with(mcp.HeaderSessionID, sid)).WithContext(ctx)
-	out, err := http.DefaultClient.Do(r)
+	return d.stream(ctx, cancel, req{method: "GET", token: token}.with(mcp.HeaderSessionID, sid))
+}
+
+// stream opens a stream of events.
+func (d *door) stream(ctx context.Context, cancel context.CancelFunc, r req) *openStream {
+	d.Helper()
+	out, err := http.DefaultClient.Do(d.request(r).WithContext(ctx))
 	if err != nil {
 		d.Fatal(err)
 	}
 	if out.StatusCode != 200 || out.Header.Get("Content-Type") != "text/event-stream" || out.Header.Get("Cache-Control") != "no-store" {
-		d.Fatalf("GET: %d %v", out.StatusCode, out.Header)
+		body, _ := io.ReadAll(out.Body)
+		d.Fatalf("no stream: %d %v %s", out.StatusCode, out.Header, body)
 	}
 	s := &openStream{make(chan string, 64), make(chan error, 1), cancel}
 	go func() {
@@ -391,14 +444,16 @@ func TestStreamOfNotices(t *testing.T) {
 	d := open(t)
 	sid := d.session("alice")
 	first := d.openStream("alice", sid)
-	d.edge.ToolsChanged()
-	if got := get(t, "notice", first.lines); !strings.Contains(got, mcp.MethodNotificationToolsListChanged) {
+	d.change(gateway.SortTool)
+	if got := get(t, "notice", first.lines); got != `{"jsonrpc":"2.0","method":"notifications/tools/list_changed"}` {
 		t.Errorf("notice %s", got)
 	}
 	second := d.openStream("alice", sid)
 	get(t, "end of the older stream", first.ended)
-	d.edge.ToolsChanged()
-	get(t, "notice on the newer stream", second.lines)
+	d.change(gateway.SortPrompt)
+	if got := get(t, "notice on the newer stream", second.lines); !strings.Contains(got, mcp.MethodNotificationPromptsListChanged) {
+		t.Errorf("notice %s", got)
+	}
 
 	bobs := d.openStream("bob", d.session("bob"))
 	d.set(func() { d.ended["task-a"] = true })
@@ -406,13 +461,18 @@ func TestStreamOfNotices(t *testing.T) {
 	if len(bobs.ended) > 0 {
 		t.Error("another's stream ended with it")
 	}
-	d.set(func() { delete(d.sessions, "x"); d.down = errDown })
-	d.edge.ToolsChanged() // cannot be told apart from a stream that may not hear it
-	get(t, "end of a stream that cannot be asked about", bobs.ended)
-	if len(bobs.lines) > 0 {
-		t.Error("a notice on a stream that could not be asked about")
-	}
+	// One that cannot be asked about hears nothing, and hears it later.
+	d.set(func() { d.down = errDown })
+	d.change(gateway.SortTool)
+	var before, after int
+	d.set(func() { before = d.admits })
 	d.set(func() { d.down = nil })
+	if got := get(t, "the notice, late", bobs.lines); !strings.Contains(got, mcp.MethodNotificationToolsListChanged) {
+		t.Errorf("notice %s", got)
+	}
+	if d.set(func() { after = d.admits }); after <= before {
+		t.Error("nobody was asked")
+	}
 }
 
 // Only a session's own calls can be cancelled, and only by it: ids repeat.
@@ -531,7 +591,7 @@ func TestServerHasLimits(t *testing.T) {
 }
 
 func TestNewRefusesNonsense(t *testing.T) {
-	for _, c := range []Config{{}, {Gateway: newHouse(), MaxBody: -1}, {Gateway: newHouse(), Origins: []string{"app.example"}}} {
+	for _, c := range []Config{{}, {Gateway: newHouse()}, {Gateway: newHouse(), Sessions: gatewaytest.NewSessions(), MaxBody: -1}, {Gateway: newHouse(), Sessions: gatewaytest.NewSessions(), Origins: []string{"app.example"}}} {
 		if _, err := New(c); err == nil {
 			t.Errorf("%+v was accepted", c)
 		}

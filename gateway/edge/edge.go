@@ -3,24 +3,24 @@
 // client that knows nothing but a URL find out whom to ask for a token (RFC 9728)
 // and trade that for a task's (RFC 8693).
 //
-// It reads each message once and strictly, finds out who asks, and hands
-// tools/list and tools/call to the gateway; what has no downstream (initialize,
-// ping, server/discover, streams of change notices) is answered by mcp-go behind
-// its checks. It decides nothing and records nothing: that is the gateway's.
+// It reads each message once and strictly, finds out who asks, and hands what has
+// a downstream to the gateway; it carries back what a server notifies and asks
+// meanwhile, and tells those who listen what changed for them. What this server
+// says of itself (initialize, ping, server/discover) is said by mcp-go behind its
+// checks. It decides nothing and records nothing: that is the gateway's.
 package edge
 
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"log/slog"
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
-
-	"github.com/mark3labs/mcp-go/mcp"
-	"github.com/mark3labs/mcp-go/server"
 
 	"toolbroker/gateway"
 )
@@ -30,11 +30,16 @@ import (
 type Gateway interface {
 	Identify(context.Context, gateway.Credential) (gateway.Principal, error)
 	Admit(context.Context, gateway.Credential) (gateway.Principal, gateway.Task, error)
-	OpenSession(ctx context.Context, cred gateway.Credential, session string) error
+	OpenSession(ctx context.Context, cred gateway.Credential, session, protocol string, caps json.RawMessage) error
 	CloseSession(context.Context, gateway.Credential) error
-	Tools(context.Context, gateway.Credential, gateway.CallRef) ([]gateway.Tool, error)
+	List(context.Context, gateway.Credential, gateway.Sort, gateway.CallRef) ([]gateway.Tool, error)
+	Shown(context.Context, gateway.Credential, gateway.Sort) (string, error)
 	Malformed(context.Context, gateway.Credential)
 	Handle(context.Context, gateway.Call, gateway.Stream) (gateway.Result, error)
+	Follow(ctx context.Context, c gateway.Call, updated func()) error
+	Look(ctx context.Context, c gateway.Call) (gateway.Handle, error)
+	Update(ctx context.Context, c gateway.Call) (gateway.Handle, error)
+	Withdraw(ctx context.Context, c gateway.Call) (gateway.Handle, error)
 	StartTask(context.Context, gateway.Credential, gateway.TaskSpec) (gateway.Task, gateway.Secret, error)
 	ShowTask(ctx context.Context, cred gateway.Credential, id string) (gateway.Task, error)
 	EndTask(ctx context.Context, cred gateway.Credential, id string) (gateway.Task, error)
@@ -45,12 +50,14 @@ type Gateway interface {
 // Config is everything a door is made of.
 type Config struct {
 	Gateway      Gateway
-	Name         string   // what the server calls itself; default "toolbroker"
-	Version      string   // of the program
-	Instructions string   // for agents, on how to use the tools; may be empty
-	Hosts        []string // names that agents may reach it by, "host" or "host:port"; loopback names are added on a loopback listener
-	Origins      []string // web origins that may send requests, "https://host[:port]"; loopback ones are added on a loopback listener
-	MaxBody      int64    // bytes of one message; default 1 MiB
+	Sessions     gateway.Sessions // the same as the gateway's; for what legacy sessions send
+	Attempts     gateway.Attempts // calls whose answers did not arrive; nil: a repeated call is a new one
+	Name         string           // what the server calls itself; default "toolbroker"
+	Version      string           // of the program
+	Instructions string           // for agents, on how to use the tools; may be empty
+	Hosts        []string         // names that agents may reach it by, "host" or "host:port"; loopback names are added on a loopback listener
+	Origins      []string         // web origins that may send requests, "https://host[:port]"; loopback ones are added on a loopback listener
+	MaxBody      int64            // bytes of one message; default 1 MiB
 
 	// PublicURL is what agents type, without /mcp: "https://tools.example". Empty
 	// will do on loopback only, where it is made from each request's Host; else
@@ -63,6 +70,9 @@ type Config struct {
 
 	// ApprovalURL returns the console's link to an approval request; nil for none.
 	ApprovalURL func(tenant, id string) string
+	// Decided returns once an approval request is not pending any more; nil: no
+	// legacy client is sent to the console, since nobody could tell it when to go on.
+	Decided func(ctx context.Context, tenant, id string) error
 
 	Logger *slog.Logger     // operational log; default discards
 	Now    func() time.Time // default time.Now
@@ -71,9 +81,12 @@ type Config struct {
 // An Edge is the door. It is safe for concurrent use.
 type Edge struct {
 	Config
-	mcp   *server.MCPServer // holds no tool
-	http  *server.StreamableHTTPServer
-	local underway
+	answerers
+	local   underway
+	feeds   feeds
+	tries   tries
+	waiting sync.Map // approval requests whose answers a session waits for
+	waits   atomic.Int64
 
 	streams, calls       context.Context // end with the streams of notices, and with the calls
 	endStreams, endCalls context.CancelFunc
@@ -83,10 +96,14 @@ type Edge struct {
 	empty                chan struct{} // closed when closing and nobody is inside
 }
 
-// New makes a door, or says what is missing.
+// New makes a door, or says what is missing. It hears of what other replicas do
+// until Shutdown.
 func New(c Config) (*Edge, error) {
 	if c.Gateway == nil {
 		return nil, errors.New("edge: no Gateway")
+	}
+	if c.Sessions == nil {
+		return nil, errors.New("edge: no Sessions")
 	}
 	c.Name = cmp.Or(c.Name, "toolbroker")
 	c.MaxBody = cmp.Or(c.MaxBody, 1<<20)
@@ -107,13 +124,10 @@ func New(c Config) (*Edge, error) {
 			return nil, errors.New("edge: an origin starts with http:// or https://")
 		}
 	}
-	e := &Edge{Config: c, empty: make(chan struct{})}
+	e := &Edge{Config: c, answerers: newAnswerers(c), empty: make(chan struct{})}
 	e.streams, e.endStreams = context.WithCancel(context.Background())
 	e.calls, e.endCalls = context.WithCancel(context.Background())
-	e.mcp = server.NewMCPServer(c.Name, c.Version, server.WithToolCapabilities(true), server.WithInstructions(c.Instructions))
-	// Sessions and allow-lists are ours: mcp-go sees neither.
-	e.http = server.NewStreamableHTTPServer(e.mcp, server.WithStateLess(true),
-		server.WithDisableLocalhostProtection(true), server.WithStreamableHTTPLogger(c.Logger))
+	go c.Sessions.Watch(e.calls, e.heard)
 	return e, nil
 }
 
@@ -128,12 +142,6 @@ func Server(addr string, h http.Handler) *http.Server {
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    32 << 10,
 	}
-}
-
-// ToolsChanged tells every agent that listens to list its tools again. Call it
-// when the catalogue or the policy changed.
-func (e *Edge) ToolsChanged() {
-	e.mcp.SendNotificationToAllClients(mcp.MethodNotificationToolsListChanged, nil)
 }
 
 // Shutdown refuses new requests and ends the streams of notices at once, lets

@@ -7,8 +7,6 @@ import (
 	"strings"
 	"time"
 
-	strict "github.com/go-json-experiment/json"
-
 	"toolbroker/authz"
 	"toolbroker/gateway"
 )
@@ -200,9 +198,9 @@ func readDetails(text string) (gateway.TaskSpec, error) {
 		Type string `json:"type"`
 		wish
 	}
-	if tooDeep([]byte(text)) || strict.Unmarshal([]byte(text), &in, strict.RejectUnknownMembers(true)) != nil ||
-		len(in) != 1 || in[0].Type != detailsType {
-		return no("authorization_details is an array of one object with type " + detailsType + ", " + wishes)
+	why := readWish([]byte(text), &in)
+	if why != "" || len(in) != 1 || in[0].Type != detailsType {
+		return no("authorization_details is an array of one object with type " + detailsType + ", " + wishes + why)
 	}
 	spec, wrong := in[0].spec()
 	if wrong != "" {

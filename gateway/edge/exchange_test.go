@@ -167,6 +167,7 @@ func TestExchangeRefusesForms(t *testing.T) {
 		{"details: not UTF-8", wish(`"purpose":"` + "\xff" + `"`), 400, "invalid_authorization_details"},
 		{"details: a lone surrogate", wish(`"purpose":"\ud800"`), 400, "invalid_authorization_details"},
 		{"details: unknown member", wish(`"tenant":"other"`), 400, "invalid_authorization_details"},
+		{"details: unknown member of a hostile name", wish(`"evil-member \u001b<b>":"other"`), 400, "invalid_authorization_details"},
 		{"details: an ancestor", wish(`"parent":"task-b"`), 400, "invalid_authorization_details"},
 		{"details: RFC 9396's own members", wish(`"locations":["https://tools.example"]`), 400, "invalid_authorization_details"},
 		{"details: another case", wish(`"Purpose":"p"`), 400, "invalid_authorization_details"},
@@ -189,10 +190,17 @@ func TestExchangeRefusesForms(t *testing.T) {
 			got.header.Get("Cache-Control") != "no-store" || len(got.header.Values("WWW-Authenticate")) > 0 {
 			t.Errorf("%s: %d %s %v, want %d %s", row.name, got.status, got.body, got.header, row.status, row.code)
 		}
+		for what, says := range map[string]string{"details: unknown member": "principals, labels, approvers, ttl_seconds, calls and scope; /0/tenant is none of these",
+			"details: a scope of more columns": "; /0/scope/0/who is none of these", "details: time in words": "; /0/ttl_seconds is of the wrong type",
+			"details: unknown member of a hostile name": "; a member is none of these"} {
+			if row.name == what && !strings.HasSuffix(out["error_description"], says) {
+				t.Errorf("%s: %s", row.name, got.body)
+			}
+		}
 		if len(d.exchanged) > 0 {
 			t.Errorf("%s: the gateway heard of it", row.name)
 		}
-		for _, said := range []string{"bob", "evil", "Subject_Token", "tenant", "payment"} {
+		for _, said := range []string{"bob", "evil", "Subject_Token", "other", "payment", "evil-member"} {
 			if strings.Contains(got.body, said) {
 				t.Errorf("%s: repeats %s", row.name, got.body)
 			}

@@ -18,6 +18,7 @@ import (
 	"github.com/mark3labs/mcp-go/mcp"
 
 	"toolbroker/gateway"
+	"toolbroker/gateway/gatewaytest"
 )
 
 // A house is the facade behind the door, small and honest: tokens are
@@ -25,8 +26,12 @@ import (
 type house struct {
 	mu        sync.Mutex
 	tokens    map[string]gateway.Principal
-	ended     map[string]bool // tasks
-	sessions  map[string]string
+	ended     map[string]bool   // tasks
+	sessions  map[string]string // to whose they are
+	kept      *gatewaytest.Sessions
+	shown     map[gateway.Sort]string // what Shown says
+	followed  map[string][]func()     // by URI
+	handle    gateway.Handle          // what Look returns
 	tools     []gateway.Tool
 	calls     []gateway.Call
 	malformed int
@@ -41,8 +46,10 @@ type house struct {
 	proofs    map[string]bool      // that were used
 	down      error                // what the gateway says while it cannot tell
 
-	holding chan string    // each held call says its principal
-	ended1  chan error     // and how its context ended
+	holding chan string      // each held call says its principal
+	ended1  chan error       // and how its context ended
+	asks    []gateway.Result // what came of the questions of "ask", and its errors
+	asksErr []error
 	result  gateway.Result // of the tool "raw"
 	refusal *gateway.Refusal
 }
@@ -63,7 +70,8 @@ func newHouse() *house {
 			"cert":  {ID: "agent:cert", Tenant: "acme", Task: "task-d"}, // by its certificate
 		},
 		proofs: map[string]bool{},
-		ended:  map[string]bool{}, sessions: map[string]string{},
+		ended:  map[string]bool{}, sessions: map[string]string{}, kept: gatewaytest.NewSessions(),
+		shown: map[gateway.Sort]string{}, followed: map[string][]func(){},
 		holding: make(chan string, 16), ended1: make(chan error, 16),
 		tools: []gateway.Tool{
 			tool("echo", any), tool("hold", any), tool("raw", any), tool("refuse", any), tool("steps", any),
@@ -156,16 +164,16 @@ func (h *house) Admit(ctx context.Context, c gateway.Credential) (gateway.Princi
 	return p, gateway.Task{ID: id, Tenant: p.Tenant}, nil
 }
 
-func (h *house) OpenSession(ctx context.Context, c gateway.Credential, session string) error {
+func (h *house) OpenSession(ctx context.Context, c gateway.Credential, session, protocol string, caps json.RawMessage) error {
 	c.Session = ""
-	p, _, err := h.Admit(ctx, c)
+	p, t, err := h.Admit(ctx, c)
 	if err != nil {
 		return err
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.sessions[session] = binding(p, c)
-	return nil
+	return h.kept.Open(ctx, session, gateway.Session{Binding: binding(p, c), Tenant: p.Tenant, Task: t.ID, Protocol: protocol, Caps: caps})
 }
 
 func (h *house) CloseSession(ctx context.Context, c gateway.Credential) error {
@@ -176,14 +184,88 @@ func (h *house) CloseSession(ctx context.Context, c gateway.Credential) error {
 	defer h.mu.Unlock()
 	delete(h.sessions, c.Session)
 	h.closed = append(h.closed, c.Session)
-	return nil
+	return h.kept.Close(ctx, c.Session)
 }
 
-func (h *house) Tools(ctx context.Context, c gateway.Credential, _ gateway.CallRef) ([]gateway.Tool, error) {
+func (h *house) List(ctx context.Context, c gateway.Credential, s gateway.Sort, _ gateway.CallRef) ([]gateway.Tool, error) {
 	if _, _, err := h.Admit(ctx, c); err != nil {
 		return nil, err
 	}
-	return h.tools, nil
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	var all []gateway.Tool
+	for _, t := range h.tools {
+		if cmp.Or(t.Sort, gateway.SortTool) == s {
+			all = append(all, t)
+		}
+	}
+	return all, nil
+}
+
+func (h *house) Shown(_ context.Context, _ gateway.Credential, s gateway.Sort) (string, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.shown[s], h.down
+}
+
+// change makes what the lists of these sorts show another thing, and says so.
+func (d *door) change(sorts ...gateway.Sort) {
+	d.set(func() {
+		for _, s := range sorts {
+			d.shown[s] += "x"
+		}
+	})
+	d.edge.Changed(sorts...)
+}
+
+func (h *house) Follow(ctx context.Context, c gateway.Call, updated func()) error {
+	h.mu.Lock()
+	if strings.HasPrefix(c.Name, "hidden:") {
+		h.mu.Unlock()
+		return no(gateway.UnknownTool, "", nil)
+	}
+	h.followed[c.Name] = append(h.followed[c.Name], updated)
+	h.mu.Unlock()
+	<-ctx.Done()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.followed, c.Name)
+	return no(gateway.Cancelled, "", ctx.Err())
+}
+
+// update says that a resource changed, and to how many.
+func (h *house) update(uri string) int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, f := range h.followed[uri] {
+		f()
+	}
+	return len(h.followed[uri])
+}
+
+func (h *house) handleOf(ctx context.Context, c gateway.Call) (gateway.Handle, error) {
+	if _, _, err := h.Admit(ctx, c.Credential); err != nil {
+		return gateway.Handle{}, err
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.calls = append(h.calls, c)
+	if c.Name != h.handle.ID || h.handle.ID == "" {
+		return gateway.Handle{}, no(gateway.UnknownHandle, "words", errors.New("another's, or none"))
+	}
+	return h.handle, nil
+}
+
+func (h *house) Look(ctx context.Context, c gateway.Call) (gateway.Handle, error) {
+	return h.handleOf(ctx, c)
+}
+
+func (h *house) Update(ctx context.Context, c gateway.Call) (gateway.Handle, error) {
+	return h.handleOf(ctx, c)
+}
+
+func (h *house) Withdraw(ctx context.Context, c gateway.Call) (gateway.Handle, error) {
+	return h.handleOf(ctx, c)
 }
 
 func (h *house) Handle(ctx context.Context, c gateway.Call, s gateway.Stream) (gateway.Result, error) {
@@ -199,8 +281,11 @@ func (h *house) Handle(ctx context.Context, c gateway.Call, s gateway.Stream) (g
 	h.calls, h.asked = append(h.calls, c), s != nil
 	h.mu.Unlock()
 	var tool *gateway.Tool
+	if c.Method != gateway.MethodCall {
+		return h.read(c)
+	}
 	for i := range h.tools {
-		if h.tools[i].Alias == c.Name {
+		if h.tools[i].Alias == c.Name && h.tools[i].Sort == "" {
 			tool = &h.tools[i]
 		}
 	}
@@ -215,9 +300,7 @@ func (h *house) Handle(ctx context.Context, c gateway.Call, s gateway.Stream) (g
 	switch c.Name {
 	case "hold":
 		if s != nil {
-			if err := s.Notify(ctx, "notifications/progress", json.RawMessage(`{"progress":1,"message":"Waiting for human approval"}`)); err != nil {
-				return refuse(no(gateway.Cancelled, "", err))
-			}
+			_ = s.Notify(ctx, "notifications/progress", json.RawMessage(`{"progress":1,"message":"Waiting for human approval"}`))
 		}
 		h.holding <- p.ID
 		<-ctx.Done()
@@ -233,11 +316,64 @@ func (h *house) Handle(ctx context.Context, c gateway.Call, s gateway.Stream) (g
 		}
 	case "raw":
 		return h.result, nil
+	case "ask":
+		var in struct {
+			Asks []struct {
+				Method string
+				Params json.RawMessage
+			}
+		}
+		if err := json.Unmarshal(c.Args, &in); err != nil || s == nil {
+			return refuse(no(gateway.BadArguments, "", err))
+		}
+		for _, a := range in.Asks {
+			out, err := s.Ask(ctx, a.Method, a.Params)
+			h.set(func() { h.asks, h.asksErr = append(h.asks, out), append(h.asksErr, err) })
+		}
+		if ctx.Err() != nil {
+			return refuse(no(gateway.Cancelled, "the call was cancelled", ctx.Err()))
+		}
+	case "need":
+		if c.Answers == nil {
+			return gateway.Result{Type: gateway.ResultInput, Raw: json.RawMessage(`{"resultType":"input_required","requestState":"st","inputRequests":{"who":{"method":"elicitation/create","params":{"mode":"form","message":"who?","requestedSchema":{"type":"object","properties":{"name":{"type":"string"}}}}}}}`)}, nil
+		}
+		return gateway.Result{Raw: json.RawMessage(`{"content":[{"type":"text","text":` + string(mustJSON(c.State+" "+string(c.Answers))) + `}]}`)}, nil
+	case "log":
+		for _, level := range []string{"debug", "info", "error", "nonsense"} {
+			if s != nil {
+				_ = s.Notify(ctx, "notifications/message", json.RawMessage(`{"level":"`+level+`","data":{"io.toolbroker/x":1,"y":2}}`))
+			}
+		}
 	case "refuse":
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		if h.refusal == nil {
+			return gateway.Result{Raw: json.RawMessage(`{"content":[]}`)}, nil
+		}
 		r := *h.refusal
 		return gateway.Result{}, &r
 	}
 	return gateway.Result{Raw: json.RawMessage(`{"content":[{"type":"text","text":` + string(mustJSON(string(c.Args))) + `}]}`)}, nil
+}
+
+// read answers what is no tool's: what begins with "hidden" is not there.
+func (h *house) read(c gateway.Call) (gateway.Result, error) {
+	if strings.HasPrefix(c.Name, "hidden") {
+		return gateway.Result{}, no(gateway.UnknownTool, "words", errors.New("hidden"))
+	}
+	if c.Name == "refuse" {
+		r := *h.refusal
+		return gateway.Result{}, &r
+	}
+	if c.Name == "raw" {
+		return h.result, nil
+	}
+	return gateway.Result{Raw: json.RawMessage(map[string]string{
+		gateway.MethodRead:      `{"contents":[{"uri":` + string(mustJSON(c.Name)) + `,"text":"t"}]}`,
+		gateway.MethodGet:       `{"messages":[{"role":"user","content":{"type":"text","text":` + string(mustJSON(string(c.Args))) + `}}]}`,
+		gateway.MethodComplete:  `{"completion":{"values":["v"]}}`,
+		gateway.MethodSubscribe: `{}`,
+	}[c.Method])}, nil
 }
 
 func (h *house) StartTask(ctx context.Context, c gateway.Credential, spec gateway.TaskSpec) (gateway.Task, gateway.Secret, error) {
@@ -322,8 +458,13 @@ type door struct {
 
 func open(t *testing.T, change ...func(*Config)) *door {
 	t.Helper()
-	h := newHouse()
-	c := Config{Gateway: h, Version: "1", Instructions: "be kind",
+	return another(t, newHouse(), change...)
+}
+
+// another opens one more door of a house: another replica.
+func another(t *testing.T, h *house, change ...func(*Config)) *door {
+	t.Helper()
+	c := Config{Gateway: h, Sessions: h.kept, Version: "1", Instructions: "be kind",
 		ApprovalURL: func(tenant, id string) string { return "https://console.example/approvals/" + tenant + "/" + id }}
 	for _, f := range change {
 		f(&c)
@@ -408,10 +549,12 @@ func (d *door) do(r req) res {
 	return res{out.StatusCode, out.Header, string(body)}
 }
 
-// session opens a legacy session.
-func (d *door) session(token string) string {
+// session opens a legacy session of a client that can do nothing for us.
+func (d *door) session(token string) string { return d.sessionOf(token, "2025-11-25", "{}") }
+
+func (d *door) sessionOf(token, protocol, caps string) string {
 	d.Helper()
-	out := d.do(req{token: token, body: rpc(1, "initialize", `"protocolVersion":"2025-11-25","capabilities":{},"clientInfo":{"name":"t","version":"1"}`)})
+	out := d.do(req{token: token, body: rpc(1, "initialize", `"protocolVersion":"`+protocol+`","capabilities":`+caps+`,"clientInfo":{"name":"t","version":"1"}`)})
 	id := out.header.Get(mcp.HeaderSessionID)
 	if out.status != 200 || id == "" {
 		d.Fatalf("initialize: %d %s", out.status, out.body)
@@ -475,3 +618,13 @@ func get[T any](t *testing.T, what string, c <-chan T) T {
 var errDown = errors.New("redis is away")
 
 func tick() <-chan time.Time { return time.After(5 * time.Millisecond) }
+
+// httpDo returns the status of an answer that nobody reads.
+func httpDo(r *http.Request) (int, error) {
+	out, err := http.DefaultClient.Do(r)
+	if err != nil {
+		return 0, err
+	}
+	out.Body.Close()
+	return out.StatusCode, nil
+}

@@ -1,17 +1,14 @@
 package edge
 
 import (
-	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/json"
+	"errors"
 	"net/http"
-	"strconv"
+	"slices"
 	"strings"
-	"sync"
-	"time"
 
-	"github.com/go-json-experiment/json/jsontext"
 	"github.com/mark3labs/mcp-go/mcp"
 	"github.com/mark3labs/mcp-go/server"
 
@@ -21,238 +18,152 @@ import (
 // newSession returns a session id: 130 random bits in the closed grammar of ids.
 func newSession() string { return "mcp-" + strings.ToLower(rand.Text()) }
 
-// lifecycle lets mcp-go answer what has no downstream. It gets the headers that
-// say which era it is, and nothing that says who asks.
-func (e *Edge) lifecycle(w http.ResponseWriter, r *http.Request, cred gateway.Credential, m message, body []byte, modern bool) {
-	if !exact(m.id) {
-		writeFault(w, m.id, modern, inexact)
-		return
+const maxFollows = 64 // resources that one session or stream hears of
+
+// answerers are the two servers of mcp-go that say what this one is: one for each
+// era, because what they may say of themselves differs. They hold nothing.
+type answerers struct{ legacy, modern *server.MCPServer }
+
+func newAnswerers(c Config) answerers {
+	make := func(more ...server.ServerOption) *server.MCPServer {
+		return server.NewMCPServer(c.Name, c.Version, append(more, server.WithInstructions(c.Instructions),
+			server.WithToolCapabilities(true), server.WithResourceCapabilities(true, true), server.WithPromptCapabilities(true),
+			server.WithCompletions(), server.WithLogging())...)
 	}
-	if m.method == string(mcp.MethodSubscriptionsListen) {
-		e.stream(w, r, cred, m.id, "", body)
-		return
-	}
-	initialize := m.method == string(mcp.MethodInitialize) && !modern
-	out := &held{header: http.Header{}}
-	e.http.Handle(out, &server.HTTPRequest{Method: http.MethodPost, URL: r.URL, Header: forMCPGo(r.Header, ""), Body: body, Context: r.Context()})
-	if initialize && isResult(out.body.Bytes()) {
-		// No session is given out that is not bound to its owner and task.
-		id := newSession()
-		if err := e.Gateway.OpenSession(r.Context(), cred, id); err != nil {
-			e.refuse(w, r, cred, m.id, err)
-			return
-		}
-		w.Header().Set(mcp.HeaderSessionID, id)
-	}
-	if out.header.Get("Content-Type") == "application/json" {
-		writeJSON(w, out.status, bytes.TrimRight(out.body.Bytes(), "\n"))
-		return
-	}
-	w.Header().Set("Content-Type", out.header.Get("Content-Type"))
-	w.WriteHeader(out.status)
-	_ = writeWithin(w, out.body.Bytes(), true)
+	return answerers{legacy: make(), modern: make(server.WithExtensions(map[string]any{TasksExtension: struct{}{}}))}
 }
 
-func isResult(body []byte) bool {
-	var msg struct {
-		Result json.RawMessage `json:"result"`
+// say lets mcp-go answer what is about nothing but this server. It gets the
+// params, and nothing that says who asks; the id stays with us, because it would
+// read it as floating point.
+func (e *Edge) say(ctx context.Context, r request) (a answer, protocol string) {
+	s := e.answerers.legacy
+	if r.modern {
+		s = e.answerers.modern
 	}
-	return json.Unmarshal(body, &msg) == nil && msg.Result != nil
-}
-
-// exact reports whether mcp-go, which reads ids as floating point, gives the id
-// back as it came.
-func exact(id jsontext.Value) bool {
-	if id.Kind() == '"' {
-		return true
+	params := r.params
+	if params == nil {
+		params = []byte("{}")
 	}
-	const safe = 1<<53 - 1
-	n, err := strconv.ParseInt(string(id), 10, 64)
-	return err == nil && -safe <= n && n <= safe
-}
-
-var inexact = &fault{code: mcp.INVALID_REQUEST, message: "this method takes an id that is a string or an integer below 2^53"}
-
-// forMCPGo is what mcp-go needs of a request's headers. A stream's session is a
-// name of our own: for mcp-go a session is gone as soon as one of its streams
-// is, so each stream is a session to it.
-func forMCPGo(h http.Header, stream string) http.Header {
-	out := http.Header{}
-	for _, name := range []string{"Content-Type", "Accept", mcp.HeaderProtocolVersion, mcp.HeaderMethod, mcp.HeaderName} {
-		if v := h.Values(name); len(v) > 0 {
-			out[http.CanonicalHeaderKey(name)] = v
+	msg, err := json.Marshal(map[string]any{"jsonrpc": "2.0", "id": 1, "method": r.method, "params": json.RawMessage(params)})
+	if err == nil {
+		switch out := s.HandleMessage(ctx, msg).(type) {
+		case mcp.JSONRPCResponse:
+			var body []byte
+			if body, err = json.Marshal(out.Result); err == nil {
+				began, _ := out.Result.(mcp.InitializeResult)
+				return result(body), began.ProtocolVersion
+			}
+		case mcp.JSONRPCError:
+			return r.fault(&fault{code: out.Error.Code, message: out.Error.Message, data: out.Error.Data}), ""
 		}
 	}
-	if stream != "" {
-		out.Set(mcp.HeaderSessionID, stream)
-	}
-	return out
+	return r.fault(&fault{code: mcp.INTERNAL_ERROR, message: "internal"}), ""
 }
 
-// getStream is a legacy session's stream of notices.
-func (e *Edge) getStream(w http.ResponseWriter, r *http.Request, cred gateway.Credential) {
-	modern := mcp.IsModernProtocol(r.Header.Get(mcp.HeaderProtocolVersion))
-	if _, events := accepts(r.Header); !events && !modern {
-		http.Error(w, "the answer is text/event-stream", http.StatusNotAcceptable)
-		return
+// initialize answers a legacy client, and opens a session for it: none is given
+// out that is not bound to its owner and task. Without an id there is none.
+func (e *Edge) initialize(ctx context.Context, r request) (a answer, id, protocol string, err error) {
+	if a, protocol = e.say(ctx, r); a.failed {
+		return a, "", "", nil
 	}
-	if cred.Session == "" && !modern {
-		http.Error(w, mcp.HeaderSessionID+" is missing", http.StatusBadRequest)
-		return
+	var caps json.RawMessage
+	if r.offers.Kind() == '{' {
+		caps = json.RawMessage(r.offers)
 	}
-	e.stream(w, r, cred, nil, newSession(), nil)
+	id = newSession()
+	if err := e.Gateway.OpenSession(ctx, r.cred, id, protocol, caps); err != nil {
+		return answer{}, "", "", err
+	}
+	return a, id, protocol, nil
+}
+
+// setLevel keeps the level of log messages that a session wants.
+func (e *Edge) setLevel(ctx context.Context, r request) (answer, error) {
+	level := levelOf(r.severity)
+	if level == "" {
+		e.Gateway.Malformed(ctx, r.cred)
+		return r.fault(&fault{code: mcp.INVALID_PARAMS, message: "params.level must be one of " + strings.Join(levels, ", ")}), nil
+	}
+	return e.change(ctx, r, func(s *gateway.Session) { s.LogLevel = level })
+}
+
+// follow lets a session hear of a resource's changes, on its stream of notices:
+// the replica that has it follows. The gateway decides here whether it may, and
+// again for each change.
+func (e *Edge) follow(ctx context.Context, r request) (answer, error) {
+	c, bad := r.call()
+	if bad != "" {
+		e.Gateway.Malformed(ctx, r.cred)
+		return r.fault(&fault{code: mcp.INVALID_PARAMS, message: bad}), nil
+	}
+	if r.cred.Session == "" {
+		return r.fault(noSession), nil
+	}
+	if out, err := e.Gateway.Handle(ctx, c, nil); err != nil {
+		return e.refused(r, err)
+	} else if out.Error != nil {
+		return relayError(r, out.Error), nil
+	}
+	full := false
+	a, err := e.change(ctx, r, func(s *gateway.Session) {
+		known := slices.Contains(s.Follows, c.Name)
+		if full = !known && len(s.Follows) >= maxFollows; !known && !full {
+			s.Follows = append(s.Follows, c.Name)
+		}
+	})
+	if full && err == nil {
+		return r.fault(&fault{code: mcp.INVALID_PARAMS, message: "a session can be subscribed to 64 resources at most"}), nil
+	}
+	return a, err
+}
+
+func (e *Edge) unfollow(ctx context.Context, r request) (answer, error) {
+	uri, bad := text("uri", r.uri, maxURI)
+	if bad != "" {
+		e.Gateway.Malformed(ctx, r.cred)
+		return r.fault(&fault{code: mcp.INVALID_PARAMS, message: bad}), nil
+	}
+	return e.change(ctx, r, func(s *gateway.Session) {
+		s.Follows = slices.DeleteFunc(s.Follows, func(f string) bool { return f == uri })
+	})
+}
+
+var noSession = &fault{code: mcp.INVALID_REQUEST, message: "this is kept with a session: send initialize first, and then its " + mcp.HeaderSessionID}
+
+// change changes the caller's session, and tells its stream where that is here;
+// another replica's sees it within a second.
+func (e *Edge) change(ctx context.Context, r request, f func(*gateway.Session)) (answer, error) {
+	if r.cred.Session == "" {
+		return r.fault(noSession), nil
+	}
+	if _, err := e.Sessions.Change(ctx, r.cred.Session, f); err != nil {
+		return answer{}, sessionRefusal(err)
+	}
+	e.feeds.changed(r.cred.Session)
+	return done(false), nil
+}
+
+func isNotFound(err error) bool { return errors.Is(err, gateway.ErrNotFound) }
+
+// sessionRefusal is why a session could not be had.
+func sessionRefusal(err error) error {
+	if isNotFound(err) {
+		return &gateway.Refusal{Code: gateway.Unidentified, Err: &gateway.NotIdentified{Why: gateway.WhySession, Err: err}}
+	}
+	return &gateway.Refusal{Code: gateway.Internal, Err: err}
 }
 
 // deleteSession ends a legacy session here and, through the gateway, everywhere.
 func (e *Edge) deleteSession(w http.ResponseWriter, r *http.Request, cred gateway.Credential) {
-	if modern := mcp.IsModernProtocol(r.Header.Get(mcp.HeaderProtocolVersion)); !modern {
-		if cred.Session == "" {
-			http.Error(w, mcp.HeaderSessionID+" is missing", http.StatusBadRequest)
-			return
-		}
-		if err := e.Gateway.CloseSession(r.Context(), cred); err != nil {
-			e.refuse(w, r, cred, nil, err)
-			return
-		}
-		e.local.end(cred.Session)
-	}
-	e.http.Handle(&live{w: w}, &server.HTTPRequest{Method: r.Method, URL: r.URL, Header: forMCPGo(r.Header, ""), Context: r.Context()})
-}
-
-// stream serves a GET stream or subscriptions/listen for as long as its
-// credential, session and task are good. The former has a name, the latter an
-// id and a body.
-func (e *Edge) stream(w http.ResponseWriter, r *http.Request, cred gateway.Credential, id jsontext.Value, name string, body []byte) {
-	if _, _, err := e.Gateway.Admit(r.Context(), cred); err != nil {
-		e.refuse(w, r, cred, id, err)
+	if cred.Session == "" {
+		http.Error(w, mcp.HeaderSessionID+" is missing", http.StatusBadRequest)
 		return
 	}
-	ctx, cancel := context.WithCancelCause(r.Context())
-	defer cancel(nil)
-	defer context.AfterFunc(e.streams, func() { cancel(errShutdown) })()
-	if cred.Session != "" {
-		defer e.local.stream(cred.Session, cancel)()
-	}
-	out := &live{w: w, gone: cancel, good: func(session bool) error {
-		c := cred
-		if !session {
-			c.Session = "" // whose check is a round trip
-		}
-		_, _, err := e.Gateway.Admit(ctx, c)
-		return err
-	}}
-	defer out.close()
-	e.http.Handle(out, &server.HTTPRequest{Method: r.Method, URL: r.URL, Header: forMCPGo(r.Header, name), Body: body, Context: ctx})
-}
-
-// held is an answer of mcp-go's that is looked at before it leaves. It cannot
-// stream, so mcp-go answers at once and whole.
-type held struct {
-	header http.Header
-	status int
-	body   bytes.Buffer
-}
-
-var _ server.HTTPResponseWriter = (*held)(nil)
-
-func (h *held) Header() http.Header         { return h.header }
-func (h *held) Write(p []byte) (int, error) { return h.body.Write(p) }
-func (h *held) Flush()                      {}
-func (h *held) CanStream() bool             { return false }
-func (h *held) WriteHeader(status int) {
-	if h.status == 0 {
-		h.status = status
-	}
-}
-
-// recheck is how often a stream asks whether its task still runs.
-const recheck = time.Second
-
-// live is a stream of mcp-go's on its way out. It keeps the connection alive,
-// cuts a reader that does not read, and asks again at each notice and every
-// second whether the stream may go on.
-type live struct {
-	w    http.ResponseWriter
-	gone context.CancelCauseFunc
-	good func(session bool) error
-
-	mu    sync.Mutex
-	done  bool
-	tick  *time.Timer
-	ticks int
-}
-
-var _ server.HTTPResponseWriter = (*live)(nil)
-
-func (l *live) Header() http.Header { return l.w.Header() }
-func (l *live) CanStream() bool     { return true }
-func (l *live) Flush()              {} // each write is one event, and is flushed
-
-func (l *live) WriteHeader(status int) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.w.Header().Set("Cache-Control", "no-store") // mcp-go says no-cache
-	l.w.WriteHeader(status)
-	if l.w.Header().Get("Content-Type") != "text/event-stream" || l.done {
+	if err := e.Gateway.CloseSession(r.Context(), cred); err != nil {
+		e.refuse(w, r, cred, nil, err)
 		return
 	}
-	_ = l.write([]byte(": open\n\n"))
-	l.tick = time.AfterFunc(recheck, l.beat)
-}
-
-// Write sends one event, if the stream may still go on.
-func (l *live) Write(p []byte) (int, error) {
-	if l.good != nil && l.good(true) != nil {
-		l.gone(errNotAllowed)
-		return 0, errNotAllowed
-	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.done {
-		return 0, errAnswered
-	}
-	if err := l.write(p); err != nil {
-		return 0, err
-	}
-	return len(p), nil
-}
-
-func (l *live) write(p []byte) error {
-	err := writeWithin(l.w, p, false)
-	if err != nil && l.gone != nil {
-		l.gone(errReaderGone)
-	}
-	return err
-}
-
-// beat asks whether the stream may go on. A gateway that cannot tell right now
-// ends no stream: nothing is sent on it before it can.
-func (l *live) beat() {
-	l.mu.Lock()
-	l.ticks++
-	comment := l.ticks%int(keepAlive/recheck) == 0
-	l.mu.Unlock()
-	if err := l.good(comment); err != nil && gateway.CodeOf(err) != gateway.Internal {
-		l.gone(errNotAllowed)
-		return
-	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.done {
-		return
-	}
-	if comment && l.write([]byte(": still here\n\n")) != nil {
-		return
-	}
-	l.tick.Reset(recheck)
-}
-
-// close makes sure that nothing is written after the request was answered.
-func (l *live) close() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.done = true
-	if l.tick != nil {
-		l.tick.Stop()
-	}
+	e.local.end(cred.Session)
+	w.WriteHeader(http.StatusOK)
 }

@@ -2,8 +2,8 @@ package edge
 
 import (
 	"bytes"
+	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"net/http"
 
@@ -35,103 +35,153 @@ func (e *Edge) serveMCP(w http.ResponseWriter, r *http.Request) {
 	if r.Method == http.MethodPost {
 		cred.Session = "" // is bound to a task, which the body may name
 	}
-	if err := e.identify(r.Context(), &cred); err != nil {
+	who, err := e.identify(r.Context(), &cred)
+	if err != nil {
 		e.refuse(w, r, cred, nil, err)
 		return
 	}
 	cred.Session = session
-	switch r.Method {
-	case http.MethodGet:
-		e.getStream(w, r, cred)
-	case http.MethodDelete:
-		e.deleteSession(w, r, cred)
+	in := request{cred: cred, who: who, protocol: cmp.Or(r.Header.Get(mcp.HeaderProtocolVersion), mcp.ProtocolVersion20250326)}
+	switch {
+	case r.Method == http.MethodPost:
+		e.post(w, r, in)
+	case mcp.IsModernProtocol(r.Header.Get(mcp.HeaderProtocolVersion)): // that era has POST only
+		w.Header().Set("Allow", "POST")
+		http.Error(w, "method not allowed", http.StatusMethodNotAllowed)
+	case r.Method == http.MethodGet:
+		e.getStream(w, r, in)
 	default:
-		e.post(w, r, cred)
+		e.deleteSession(w, r, cred)
 	}
 }
 
-func (e *Edge) post(w http.ResponseWriter, r *http.Request, cred gateway.Credential) {
-	plain, events := accepts(r.Header)
+// post takes in one message. What it is, which era it is in and what it is about
+// stand in its body; its headers must say the same.
+func (e *Edge) post(w http.ResponseWriter, hr *http.Request, r request) {
+	plain, events := accepts(hr.Header)
 	if !plain && !events {
 		http.Error(w, "answers are application/json or text/event-stream", http.StatusNotAcceptable)
 		return
 	}
-	body, ok := readBody(w, r, e.MaxBody)
+	body, ok := readBody(w, hr, e.MaxBody)
 	if !ok {
-		e.Gateway.Malformed(r.Context(), cred)
+		e.Gateway.Malformed(hr.Context(), r.cred)
 		return
 	}
-	m, err := decode(body)
-	if f, bad := errors.AsType[*fault](err); bad {
-		e.Gateway.Malformed(r.Context(), cred)
-		writeJSON(w, f.http(), f.bytes(nil))
+	if isBatch(body) {
+		e.batch(w, hr, r, body)
 		return
 	}
-	cred, clash := naming(cred, m)
-	if cred.Session != "" {
-		if _, err := e.Gateway.Identify(r.Context(), cred); err != nil {
-			e.refuse(w, r, cred, m.id, err)
+	var err error
+	if r.message, err = decode(body); err != nil {
+		e.Gateway.Malformed(hr.Context(), r.cred)
+		f := faultOf(err)
+		_ = writeJSON(w, f.http(), f.bytes(r.id))
+		return
+	}
+	var clash error
+	r.cred, clash = naming(r.cred, r.message)
+	if r.cred.Session != "" {
+		if _, err := e.Gateway.Identify(hr.Context(), r.cred); err != nil {
+			e.refuse(w, hr, r.cred, r.id, err)
 			return
 		}
 	}
 
-	header := r.Header.Get(mcp.HeaderProtocolVersion)
-	modern := mcp.IsModernProtocol(header) || mcp.IsModernProtocol(m.version)
-	protocol := m.version
+	header := hr.Header.Get(mcp.HeaderProtocolVersion)
+	r.modern = mcp.IsModernProtocol(header) || mcp.IsModernProtocol(r.version)
 	switch {
-	case m.method == "":
-		// We ask nothing of agents, so this answers nothing.
-		writeFault(w, nil, true, &fault{code: mcp.INVALID_REQUEST, message: "no request of this server has that id"})
+	case r.method == "":
+		if f := e.answered(hr.Context(), r.cred, r.message); f != nil {
+			writeFault(w, nil, true, f)
+			return
+		}
+		w.WriteHeader(http.StatusAccepted)
 		return
-	case modern && m.id != nil:
-		if f := checkModern(r.Header, m); f != nil {
-			e.Gateway.Malformed(r.Context(), cred)
-			writeFault(w, m.id, true, f)
+	case r.modern && r.id != nil:
+		if f := checkModern(hr.Header, r.message); f != nil {
+			e.Gateway.Malformed(hr.Context(), r.cred)
+			writeFault(w, r.id, true, f)
 			return
 		}
-	case !modern:
-		if protocol = header; protocol == "" {
-			protocol = mcp.ProtocolVersion20250326 // what a client speaks that does not say
-		}
-		if !mcp.IsValidProtocolVersion(protocol) && m.method != string(mcp.MethodInitialize) {
-			writeFault(w, m.id, true, unsupported(protocol))
-			return
-		}
+		r.protocol = r.version
+	case !r.modern && !mcp.IsValidProtocolVersion(r.protocol) && r.method != "initialize":
+		writeFault(w, r.id, true, unsupported(r.protocol))
+		return
 	}
 	if clash != nil {
-		e.Gateway.Malformed(r.Context(), cred)
-		if m.id != nil && m.method == string(mcp.MethodToolsCall) { // where a model reads it
-			a := e.answerCall(m, modern, gateway.Result{}, clash)
-			writeJSON(w, a.status, a.body)
+		e.Gateway.Malformed(hr.Context(), r.cred)
+		if r.id != nil && r.method == gateway.MethodCall { // where a model reads it
+			write(w, r, e.answerRefusal(r, clash))
 			return
 		}
-		e.refuse(w, r, cred, m.id, clash)
+		e.refuse(w, hr, r.cred, r.id, clash)
 		return
 	}
-	if m.id == nil {
-		e.notified(cred, modern, m)
+	if r.id == nil {
+		e.notified(hr.Context(), r)
 		w.WriteHeader(http.StatusAccepted)
 		return
 	}
 
-	switch mcp.MCPMethod(m.method) {
-	case mcp.MethodToolsList:
-		a, err := e.list(r.Context(), cred, m, modern, protocol)
+	what := doing(r.method, r.modern)
+	if what.needsClient() {
+		if err := e.remember(hr.Context(), &r); err != nil {
+			e.refuse(w, hr, r.cred, r.id, err)
+			return
+		}
+	}
+	switch what {
+	case calls:
+		e.callHTTP(w, hr, r, plain, events)
+	case listens:
+		if !events {
+			http.Error(w, "the answer is text/event-stream", http.StatusNotAcceptable)
+			return
+		}
+		e.listenHTTP(w, hr, r)
+	case opens:
+		a, id, _, err := e.initialize(hr.Context(), r)
 		if err != nil {
-			e.refuse(w, r, cred, m.id, err)
+			e.refuse(w, hr, r.cred, r.id, err)
 			return
 		}
-		writeJSON(w, a.status, a.body)
-	case mcp.MethodToolsCall:
-		e.callHTTP(w, r, cred, m, modern, protocol, plain, events)
+		if id != "" {
+			w.Header().Set(mcp.HeaderSessionID, id)
+		}
+		write(w, r, a)
 	default:
-		if !answeredByMCPGo(m.method) {
-			writeFault(w, m.id, modern, methodNotFound)
+		a, err := e.answer(hr.Context(), r, what)
+		if err != nil {
+			e.refuse(w, hr, r.cred, r.id, err)
 			return
 		}
-		e.lifecycle(w, r, cred, m, body, modern)
+		write(w, r, a)
 	}
 }
+
+// answer answers what needs no stream; its error is a [*gateway.Refusal] that is
+// not the method's own.
+func (e *Edge) answer(ctx context.Context, r request, what does) (answer, error) {
+	switch what {
+	case answers:
+		a, _ := e.say(ctx, r)
+		return a, nil
+	case lists:
+		return e.list(ctx, r)
+	case manages:
+		return e.manage(ctx, r)
+	case follows:
+		return e.follow(ctx, r)
+	case unfollow:
+		return e.unfollow(ctx, r)
+	case sets:
+		return e.setLevel(ctx, r)
+	}
+	return r.fault(methodNotFound), nil
+}
+
+func write(w http.ResponseWriter, r request, a answer) { _ = writeJSON(w, a.status, a.to(r.id)) }
 
 // naming returns cred with the task that the message names, for clients that can
 // set _meta and no header. One that names two different ones names neither.
@@ -150,26 +200,29 @@ func naming(cred gateway.Credential, m message) (gateway.Credential, error) {
 var errTwoTasks = errors.New("the header and _meta name different tasks")
 
 // notified takes in a notification. Only a cancellation means anything to us,
-// and only within a legacy session: elsewhere an id names nobody, and mcp-go
-// would cancel another client's request. In the modern era closing the stream
-// cancels.
-func (e *Edge) notified(cred gateway.Credential, modern bool, m message) {
-	if m.method == "notifications/cancelled" && !modern && cred.Session != "" && isRequestID(m.requestID) {
-		e.local.cancel(cred.Session, idKey(m.requestID))
+// and only within a legacy session: elsewhere an id names nobody. In the modern era
+// closing the stream cancels. The call may be on another replica.
+func (e *Edge) notified(ctx context.Context, r request) {
+	if r.method != "notifications/cancelled" || r.modern || r.cred.Session == "" || !isRequestID(r.requestID) {
+		return
+	}
+	if id := idKey(r.requestID); !e.local.cancel(r.cred.Session, id) {
+		if err := e.Sessions.Cancel(ctx, r.cred.Session, id); err != nil {
+			e.Logger.Warn("a cancellation was not passed on", "err", err)
+		}
+	}
+}
+
+// heard is what a session did on another replica.
+func (e *Edge) heard(session, request string, closed bool) {
+	if closed {
+		e.local.end(session)
+	} else {
+		e.local.cancel(session, request)
 	}
 }
 
 var methodNotFound = &fault{code: mcp.METHOD_NOT_FOUND, message: "Method not found"}
-
-// answeredByMCPGo lists what has no downstream. Every other method is ours, or
-// nobody's.
-func answeredByMCPGo(method string) bool {
-	switch mcp.MCPMethod(method) {
-	case mcp.MethodInitialize, mcp.MethodPing, mcp.MethodServerDiscover, mcp.MethodSubscriptionsListen, mcp.MethodSetLogLevel:
-		return true
-	}
-	return false
-}
 
 // checkModern holds a 2026-07-28 request against its headers, which
 // intermediaries route and meter by.
@@ -188,15 +241,20 @@ func checkModern(h http.Header, m message) *fault {
 	if f := checkMeta(m); f != nil {
 		return f
 	}
-	params := m.params
-	if m.method == string(mcp.MethodToolsCall) { // whose arguments can be large, and do not matter here
-		params = append(append(jsontext.Value(`{"name":`), m.name...), '}')
-	}
-	err := mcp.ValidateStandardHeaders(h.Get, m.version, mcp.MCPMethod(m.method), json.RawMessage(params))
+	// mcp-go gets a name alone: the rest can be large, and does not matter here.
+	param, about := m.about()
+	params := append(append([]byte(`{"`+cmp.Or(param, "name")+`":`), about...), '}')
+	err := mcp.ValidateStandardHeaders(h.Get, m.version, mcp.MCPMethod(m.method), params)
 	if bad, ok := errors.AsType[mcp.HeaderMismatchError](err); ok {
 		return mismatch(bad.Header)
 	} else if err != nil {
 		return mismatch(mcp.HeaderMethod)
+	}
+	if param == "taskId" { // the tasks extension's, of which mcp-go does not know
+		name, ok := mcp.DecodeHeaderValue(h.Get(mcp.HeaderName))
+		if !ok || name == "" || about.Kind() != '"' || name != unquote(about) {
+			return mismatch(mcp.HeaderName)
+		}
 	}
 	return nil
 }
@@ -206,7 +264,7 @@ func checkMeta(m message) *fault {
 	if !mcp.IsValidProtocolVersion(m.version) {
 		return unsupported(m.version)
 	}
-	if m.caps.Kind() != '{' {
+	if m.declares.Kind() != '{' {
 		return &fault{code: mcp.INVALID_PARAMS, message: "missing or invalid _meta field " + mcp.MetaKeyClientCapabilities}
 	}
 	return nil
@@ -221,81 +279,74 @@ func unsupported(version string) *fault {
 		data: mcp.UnsupportedProtocolVersionData{Supported: mcp.ValidProtocolVersions, Requested: version}}
 }
 
-// list answers tools/list; its error is a [*gateway.Refusal].
-func (e *Edge) list(ctx context.Context, cred gateway.Credential, m message, modern bool, protocol string) (answer, error) {
-	if c := string(m.cursor); c != "" && c != "null" && c != `""` {
-		// The list is whole, so no cursor is one of ours.
-		return e.answerFault(m.id, modern, &fault{code: mcp.INVALID_PARAMS, message: "unknown cursor"}), nil
-	}
-	tools, err := e.Gateway.Tools(ctx, cred, gateway.CallRef{
-		JSONRPCID: string(m.id), Method: m.method, Protocol: protocol, Session: cred.Session, Source: cred.Source,
-	})
-	if err != nil {
-		return answer{}, err
-	}
-	return answer{answerList(m.id, tools, modern), http.StatusOK}, nil
-}
-
-func (e *Edge) callHTTP(w http.ResponseWriter, r *http.Request, cred gateway.Credential, m message, modern bool, protocol string, plain, events bool) {
-	ctx, cancel := context.WithCancelCause(r.Context())
+func (e *Edge) callHTTP(w http.ResponseWriter, hr *http.Request, r request, plain, events bool) {
+	ctx, cancel := context.WithCancelCause(hr.Context())
 	defer cancel(nil)
 	defer context.AfterFunc(e.calls, func() { cancel(errShutdown) })()
-	if !modern && cred.Session != "" {
-		defer e.local.call(cred.Session, idKey(m.id), cancel)()
+	if !r.modern && r.cred.Session != "" {
+		defer e.local.call(r.cred.Session, idKey(r.id), cancel)()
 	}
-	out := &reply{w: w, plain: plain, events: events, gone: cancel, progress: progress{token: m.token}}
+	out := &reply{edge: e, request: r, w: w, plain: plain, events: events, gone: cancel, progress: progress{token: r.token}}
 	defer out.close() // whatever happens: the writer is gone when we return
 	var back gateway.Stream
-	if m.token != nil && events {
+	if events && r.wantsNotices() {
 		back = out
 	}
 	var check func(gateway.Tool) error
-	if modern {
-		check = func(t gateway.Tool) error { return checkParams(r.Header, t, m.args) }
+	if r.modern && r.method == gateway.MethodCall {
+		check = func(t gateway.Tool) error { return checkParams(hr.Header, t, r.args) }
 	}
-	a, err := e.call(ctx, cred, m, modern, protocol, check, back)
-	if r.Context().Err() != nil {
+	try, a, err := e.begin(ctx, r, hr.Context())
+	defer e.end(try)
+	var did outcome
+	switch {
+	case err != nil && context.Cause(ctx) == errCancelled:
+		a, err = answer{}, nil
+	case err != nil && a.body == nil:
+		a, err = e.refused(r, err)
+	case err == nil && a.body == nil:
+		a, did, err = e.call(ctx, r, check, back)
+	}
+	if hr.Context().Err() != nil {
+		e.broke(hr.Context(), try, a, did)
 		return // nobody is there
 	}
 	if err != nil && !out.began() {
-		e.refuse(w, r, cred, m.id, err)
+		e.refuse(w, hr, r.cred, r.id, err)
 		return
 	}
-	out.finish(a)
+	if werr := out.finish(a); werr != nil || hr.Context().Err() != nil {
+		e.broke(hr.Context(), try, a, did)
+	}
 }
 
-// call carries out tools/call. Refusals are answers, but for the two that say
-// that the caller or its session is not who it was when it came in: they are
-// errors as well. An answer without a body is none: the agent cancelled.
-func (e *Edge) call(ctx context.Context, cred gateway.Credential, m message, modern bool, protocol string, check func(gateway.Tool) error, back gateway.Stream) (answer, error) {
-	var bad string
-	switch {
-	case m.name.Kind() != '"':
-		bad = "params.name must be a string"
-	case len(m.name) > maxName:
-		bad = "params.name is too long"
-	case m.args != nil && m.args.Kind() != '{' && m.args.Kind() != 'n':
-		bad = "params.arguments must be an object"
-	case m.answers:
-		bad = "inputResponses and requestState are not supported: this server asks for no input"
-	}
+// call carries out what has a downstream. Refusals are answers, but for the two
+// that say that the caller or its session is not who it was when it came in: they
+// are errors as well. An answer without a body is none: the agent cancelled.
+func (e *Edge) call(ctx context.Context, r request, check func(gateway.Tool) error, back gateway.Stream) (answer, outcome, error) {
+	c, bad := r.call()
 	if bad != "" {
-		e.Gateway.Malformed(ctx, cred)
-		return e.answerFault(m.id, modern, &fault{code: mcp.INVALID_PARAMS, message: bad}), nil
+		e.Gateway.Malformed(ctx, r.cred)
+		return r.fault(&fault{code: mcp.INVALID_PARAMS, message: bad}), outcome{}, nil
 	}
-	args := m.args
-	if args == nil || args.Kind() == 'n' {
-		args = jsontext.Value("{}")
-	}
-	result, err := e.Gateway.Handle(ctx, gateway.Call{
-		Credential: cred, Name: unquote(m.name), Args: json.RawMessage(args), Meta: json.RawMessage(m.meta),
-		JSONRPCID: string(m.id), Protocol: protocol, Agrees: check,
-	}, back)
+	c.Agrees = check
+	result, err := e.Gateway.Handle(ctx, c, back)
+	did := outcome{done: err == nil, doubt: err != nil && refusalOf(err).InDoubt, call: callID(err)}
 	if err != nil && context.Cause(ctx) == errCancelled {
-		return answer{}, nil
+		return answer{}, did, nil
 	}
-	a := e.answerCall(m, modern, result, err)
-	if err != nil && (gateway.CodeOf(err) == gateway.Unidentified || foreign(cred, err)) {
+	if err != nil {
+		a, err := e.refused(r, err)
+		return a, did, err
+	}
+	return e.answerCall(r, result, nil), did, nil
+}
+
+// refused is the answer to a request that was refused, and an error as well where
+// the caller or its session is not who it was when it came in.
+func (e *Edge) refused(r request, err error) (answer, error) {
+	a := e.answerRefusal(r, err)
+	if gateway.CodeOf(err) == gateway.Unidentified || foreign(r.cred, err) {
 		return a, err
 	}
 	return a, nil
@@ -327,7 +378,7 @@ func checkParams(h http.Header, t gateway.Tool, args jsontext.Value) error {
 	if args == nil {
 		args = jsontext.Value("{}")
 	}
-	params := append(append(json.RawMessage(`{"arguments":`), args...), '}')
+	params := append(append([]byte(`{"arguments":`), args...), '}')
 	if mcp.ValidateParamHeadersLookup(lookup, &mcp.Tool{RawInputSchema: t.Schema}, params) != nil {
 		return &gateway.Refusal{Code: gateway.BadArguments, Say: errParamHeader.Error(), Err: errParamHeader}
 	}
@@ -340,10 +391,10 @@ func (e *Edge) refuse(w http.ResponseWriter, hr *http.Request, cred gateway.Cred
 	e.logInternal("request", r)
 	if foreign(cred, err) {
 		f := &fault{code: mcp.INVALID_REQUEST, message: "no such session"}
-		writeJSON(w, http.StatusNotFound, f.bytes(id))
+		_ = writeJSON(w, http.StatusNotFound, f.bytes(id))
 		return
 	}
-	writeJSON(w, e.statusOf(w.Header(), hr, r), refusalFault(r).bytes(id))
+	_ = writeJSON(w, e.statusOf(w.Header(), hr, r), refusalFault(r).bytes(id))
 }
 
 // refusalOf returns err as a refusal; what the gateway did not refuse is internal.
@@ -381,5 +432,5 @@ func refusalFault(r *gateway.Refusal) *fault {
 }
 
 func writeFault(w http.ResponseWriter, id jsontext.Value, modern bool, f *fault) {
-	writeJSON(w, cmpStatus(f, modern), f.bytes(id))
+	_ = writeJSON(w, cmpStatus(f, modern), f.bytes(id))
 }

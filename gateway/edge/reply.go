@@ -4,8 +4,10 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"math"
 	"net/http"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -42,18 +44,20 @@ func writeWithin(w http.ResponseWriter, p []byte, last bool) error {
 	return err
 }
 
-// writeJSON writes a whole answer.
-func writeJSON(w http.ResponseWriter, status int, body []byte) {
+// writeJSON writes a whole answer. Who is gone needs none.
+func writeJSON(w http.ResponseWriter, status int, body []byte) error {
 	h := w.Header()
 	h.Set("Content-Type", "application/json")
 	h.Set("Content-Length", strconv.Itoa(len(body)))
 	w.WriteHeader(status)
-	_ = writeWithin(w, body, true) // who is gone needs no answer
+	return writeWithin(w, body, true)
 }
 
-// A reply is the answer to one tools/call over HTTP: plain JSON, or an event
-// stream from the first notice on. It is the call's [gateway.Stream].
+// A reply is the answer to one call over HTTP: plain JSON, or an event stream from
+// the first notice or question on. It is the call's [gateway.Stream].
 type reply struct {
+	edge          *Edge
+	request       request
 	w             http.ResponseWriter
 	plain, events bool // what the agent can read
 	gone          context.CancelCauseFunc
@@ -62,26 +66,63 @@ type reply struct {
 	mu     sync.Mutex
 	stream bool // the headers of a stream are out
 	done   bool
+	asking int
 	quiet  *time.Timer
 }
 
 var _ gateway.Stream = (*reply)(nil)
 
-// Notify sends a notice of progress; others have no place in an answer.
+// Notify sends a notice that belongs to the call: others have no place in its
+// answer.
 func (r *reply) Notify(ctx context.Context, method string, params json.RawMessage) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.done {
 		return errAnswered
 	}
-	notice := r.progress.notice(method, params)
+	notice := r.request.notice(&r.progress, method, params)
 	if notice == nil || !r.events {
 		return ctx.Err()
 	}
+	return r.push(notice)
+}
+
+// push sends a message before the answer. The first one starts the stream.
+func (r *reply) push(msg []byte) error {
 	if !r.stream {
 		r.open()
 	}
-	return r.send(notice, false)
+	return r.send(msg, false)
+}
+
+// Ask puts a server's request to a legacy session on the call's stream.
+func (r *reply) Ask(ctx context.Context, method string, params json.RawMessage) (gateway.Result, error) {
+	if !r.events || r.request.cred.Session == "" || r.request.modern || !r.request.can.may(method, params) {
+		return gateway.Result{}, gateway.ErrCannotAsk
+	}
+	if !r.asks(1) {
+		return gateway.Result{}, fmt.Errorf("too many questions at once: %w", gateway.ErrCannotAsk)
+	}
+	defer r.asks(-1)
+	return r.edge.ask(ctx, r.request.cred.Session, method, params, func(msg []byte) error {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if r.done {
+			return errAnswered
+		}
+		return r.push(msg)
+	})
+}
+
+// asks counts open questions, and is false where there would be too many.
+func (r *reply) asks(n int) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if n > 0 && r.asking >= maxAsks {
+		return false
+	}
+	r.asking += n
+	return true
 }
 
 // open starts the stream. From here on it is kept alive until finish.
@@ -113,12 +154,12 @@ func (r *reply) write(p []byte, last bool) error {
 	return err
 }
 
-// finish sends the answer, or with a nil body none.
-func (r *reply) finish(a answer) {
+// finish sends the answer, or without a body none.
+func (r *reply) finish(a answer) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.done {
-		return
+		return nil
 	}
 	r.done = true
 	switch {
@@ -129,11 +170,12 @@ func (r *reply) finish(a answer) {
 			r.open()
 		}
 		if a.body != nil {
-			_ = r.send(a.body, true)
+			return r.send(a.to(r.request.id), true)
 		}
 	default:
-		writeJSON(r.w, a.status, a.body)
+		return writeJSON(r.w, a.status, a.to(r.request.id))
 	}
+	return nil
 }
 
 // close makes sure that nothing is written after the request is over, answered
@@ -152,6 +194,42 @@ func event(msg []byte) []byte {
 	b := make([]byte, 0, len(msg)+32)
 	b = append(b, "event: message\ndata: "...)
 	return append(append(b, oneLine(msg)...), "\n\n"...)
+}
+
+// notice is what an agent gets of a server's notification about its call: progress,
+// under its own token; log messages, of the level that it wants; and that somebody
+// is done with a page that it was sent to. Nil is nothing.
+func (r request) notice(p *progress, method string, params json.RawMessage) []byte {
+	switch method {
+	case "notifications/message":
+		var in struct {
+			Level string `json:"level"`
+		}
+		if strict.Unmarshal(params, &in) != nil || !slices.Contains(levels, in.Level) || !r.wantsLog(in.Level) {
+			return nil
+		}
+		clean, err := tidy(params)
+		if err != nil {
+			return nil
+		}
+		b := append([]byte(nil), `{"jsonrpc":"2.0","method":"notifications/message","params":`...)
+		return append(append(b, clean...), '}')
+	case elicitationComplete:
+		var in struct {
+			ID string `json:"elicitationId"`
+		}
+		if r.modern || !r.can.url || strict.Unmarshal(params, &in) != nil || in.ID == "" || len(in.ID) > maxIDBytes {
+			return nil
+		}
+		return []byte(`{"jsonrpc":"2.0","method":"` + elicitationComplete + `","params":{"elicitationId":` + quote(in.ID) + `}}`)
+	}
+	return p.notice(method, params)
+}
+
+// wantsNotices reports whether there is anything that can be sent to the agent
+// before its answer.
+func (r request) wantsNotices() bool {
+	return r.token != nil || !r.modern || r.level != ""
 }
 
 // progress rewrites notices of progress to the agent's own token.

@@ -10,9 +10,7 @@ import (
 	"io"
 	"sync"
 
-	"github.com/go-json-experiment/json/jsontext"
 	"github.com/mark3labs/mcp-go/mcp"
-	"github.com/mark3labs/mcp-go/server"
 
 	"toolbroker/gateway"
 )
@@ -23,7 +21,8 @@ import (
 // blocks on in outlives it until in is closed.
 func (e *Edge) ServeStdio(ctx context.Context, in io.Reader, out io.Writer, cred gateway.Credential) error {
 	cred.Session = ""
-	if _, err := e.Gateway.Identify(ctx, cred); err != nil {
+	who, err := e.Gateway.Identify(ctx, cred)
+	if err != nil {
 		return err
 	}
 	if !e.enter() {
@@ -33,13 +32,12 @@ func (e *Edge) ServeStdio(ctx context.Context, in io.Reader, out io.Writer, cred
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	defer context.AfterFunc(e.calls, func() { cancel(errShutdown) })()
-	p := &pipe{edge: e, cred: cred, out: out, ctx: ctx, cancel: cancel}
-	p.streams, p.endStreams = context.WithCancel(ctx)
-	defer context.AfterFunc(e.streams, p.endStreams)()
+	p := &pipe{edge: e, cred: cred, who: who, out: out, ctx: ctx, cancel: cancel}
+	p.streams, p.endStreams = context.WithCancelCause(ctx)
+	defer context.AfterFunc(e.streams, func() { p.endStreams(errShutdown) })()
 
 	lines, broken := make(chan []byte), make(chan error, 1)
 	go func() { broken <- p.readLines(bufio.NewReaderSize(in, 64<<10), lines) }()
-	var err error
 loop:
 	for {
 		select {
@@ -54,7 +52,7 @@ loop:
 			break loop // shutting down: take nothing more in
 		}
 	}
-	p.endStreams()
+	p.endStreams(nil)
 	p.requests.Wait()
 	p.close()
 	if err == io.EOF {
@@ -67,10 +65,11 @@ loop:
 type pipe struct {
 	edge       *Edge
 	cred       gateway.Credential
+	who        gateway.Principal
 	ctx        context.Context
 	cancel     context.CancelCauseFunc
 	streams    context.Context // ends with the input
-	endStreams context.CancelFunc
+	endStreams context.CancelCauseFunc
 	requests   sync.WaitGroup
 	local      underway // under the one session "stdio"
 
@@ -82,7 +81,8 @@ type pipe struct {
 	session  string // the legacy session, once there is one
 	task     string // that it was opened for, where the agent named it
 	protocol string // what it speaks
-	unlisten func()
+	stopFeed context.CancelFunc
+	feeds    sync.WaitGroup
 }
 
 // readLines sends each line, and nil for one that is too long.
@@ -129,48 +129,95 @@ func (p *pipe) take(line []byte) {
 	}
 	if len(line) == 0 {
 		p.edge.Gateway.Malformed(p.ctx, p.cred)
-		p.send((&fault{code: mcp.INVALID_REQUEST, message: "the message is too large"}).bytes(nil))
+		_ = p.send((&fault{code: mcp.INVALID_REQUEST, message: "the message is too large"}).bytes(nil))
 		return
 	} else if blank {
 		return
 	}
+	if _, protocol, open := p.inSession(); isBatch(line) && open && protocol == mcp.ProtocolVersion20250326 {
+		p.batch(line)
+		return
+	}
+	p.one(line, func(msg []byte) {
+		if msg != nil {
+			_ = p.send(msg) // it has said so itself
+		}
+	})
+}
+
+// one starts on one message, and calls reply with its answer, or nil for none.
+func (p *pipe) one(line []byte, reply func([]byte)) {
 	m, err := decode(line)
-	if f, bad := errors.AsType[*fault](err); bad {
+	if err != nil {
 		p.edge.Gateway.Malformed(p.ctx, p.cred)
-		p.send(f.bytes(nil))
+		reply(faultOf(err).bytes(m.id))
 		return
 	}
 	switch {
-	case m.method == "": // answers nothing: we ask nothing
+	case m.method == "":
+		cred, _, _ := p.inSession()
+		_ = p.edge.answered(p.ctx, cred, m) // what answers nothing is answered by nobody
+		reply(nil)
 	case m.id == nil:
 		if m.method == "notifications/cancelled" && isRequestID(m.requestID) {
 			p.local.cancel(stdio, idKey(m.requestID))
 		}
+		reply(nil)
 	case !p.begin():
-		p.send((&fault{code: -32000, message: "too many requests are under way"}).bytes(m.id))
+		reply((&fault{code: -32000, message: "too many requests are under way"}).bytes(m.id))
 	default:
 		ctx, cancel := context.WithCancelCause(p.ctx)
 		// In order of arrival, so that a cancellation finds its call.
 		done := p.local.call(stdio, idKey(m.id), cancel)
 		serve := func() {
+			var msg []byte
+			defer func() { reply(msg) }()
 			defer p.finish()
 			defer cancel(nil)
 			defer done()
 			defer func() {
 				if r := recover(); r != nil {
 					p.edge.Logger.Error("panic while serving a request", "method", m.method, "panic", fmt.Sprint(r))
-					p.send((&fault{code: mcp.INTERNAL_ERROR, message: "internal"}).bytes(m.id))
+					msg = (&fault{code: mcp.INTERNAL_ERROR, message: "internal"}).bytes(m.id)
 				}
 			}()
-			if body := p.answer(ctx, m, line); body != nil {
-				p.send(body)
-			}
+			msg = p.answer(ctx, m)
 		}
-		if m.method == string(mcp.MethodInitialize) {
+		if m.method == "initialize" {
 			serve() // what follows belongs to the session that it opens
 		} else {
 			p.requests.Go(serve)
 		}
+	}
+}
+
+// batch starts on several messages that came at once; their answers go at once.
+func (p *pipe) batch(line []byte) {
+	all, err := splitBatch(line)
+	if err != nil {
+		p.edge.Gateway.Malformed(p.ctx, p.cred)
+		_ = p.send(faultOf(err).bytes(nil))
+		return
+	}
+	var mu sync.Mutex
+	var out []byte
+	left := len(all)
+	for _, one := range all {
+		p.one(one, func(msg []byte) {
+			mu.Lock()
+			defer mu.Unlock()
+			if msg != nil {
+				if out == nil {
+					out = []byte{'['}
+				} else {
+					out = append(out, ',')
+				}
+				out = append(out, msg...)
+			}
+			if left--; left == 0 && out != nil {
+				_ = p.send(append(out, ']'))
+			}
+		})
 	}
 }
 
@@ -195,107 +242,124 @@ func (p *pipe) finish() {
 	p.open--
 }
 
+// inSession returns what holds for a message of the legacy era.
+func (p *pipe) inSession() (cred gateway.Credential, protocol string, open bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	cred = p.cred
+	cred.Session = p.session
+	return cred, cmp.Or(p.protocol, mcp.ProtocolVersion20250326), p.session != ""
+}
+
 // answer returns the answer to a request, or nil for none.
-func (p *pipe) answer(ctx context.Context, m message, raw []byte) []byte {
-	modern, protocol := mcp.IsModernProtocol(m.version), m.version
-	cred := p.cred
-	if modern {
+func (p *pipe) answer(ctx context.Context, m message) []byte {
+	r := request{message: m, cred: p.cred, who: p.who, modern: mcp.IsModernProtocol(m.version), protocol: m.version}
+	open := false
+	if r.modern {
 		if f := checkMeta(m); f != nil {
 			return f.bytes(m.id)
 		}
 	} else {
-		p.mu.Lock()
-		cred.Session, protocol = p.session, cmp.Or(p.protocol, mcp.ProtocolVersion20250326)
-		p.mu.Unlock()
+		r.cred, r.protocol, open = p.inSession()
 	}
-	cred, clash := naming(cred, m)
-	if clash != nil {
+	var clash error
+	if r.cred, clash = naming(r.cred, m); clash != nil {
 		p.edge.Gateway.Malformed(ctx, p.cred)
-		if m.method == string(mcp.MethodToolsCall) {
-			return p.edge.answerCall(m, modern, gateway.Result{}, clash).body
+		if m.method == gateway.MethodCall {
+			return p.edge.answerRefusal(r, clash).to(m.id)
 		}
-		return refusalFault(refusalOf(clash)).bytes(m.id)
+		return p.refusal(r, clash)
 	}
-	switch mcp.MCPMethod(m.method) {
-	case mcp.MethodToolsList:
-		a, err := p.edge.list(ctx, cred, m, modern, protocol)
-		if err != nil {
-			r := refusalOf(err)
-			p.edge.logInternal("list", r)
-			return refusalFault(r).bytes(m.id)
+	what := doing(m.method, r.modern)
+	if what.needsClient() {
+		if err := p.edge.remember(ctx, &r); err != nil {
+			return p.refusal(r, err)
 		}
-		return a.body
-	case mcp.MethodToolsCall:
+	}
+	var a answer
+	var err error
+	switch what {
+	case calls:
 		var back gateway.Stream
-		if m.token != nil {
-			n := &notices{pipe: p, progress: progress{token: m.token}}
+		if r.wantsNotices() {
+			n := &notices{pipe: p, request: r, progress: progress{token: m.token}}
 			defer n.close() // nothing about a call follows its answer
 			back = n
 		}
-		a, _ := p.edge.call(ctx, cred, m, modern, protocol, nil, back)
-		return a.body
+		if a, _, err = p.edge.call(ctx, r, nil, back); err != nil {
+			err = nil // a stands for it here, where there is no status
+		}
+	case opens:
+		if open { // the session is open, and there is one
+			a, _ = p.edge.say(ctx, r)
+			break
+		}
+		a, err = p.initialize(ctx, r)
+	case listens:
+		return p.listen(ctx, r)
+	default:
+		a, err = p.edge.answer(ctx, r, what)
 	}
-	if !answeredByMCPGo(m.method) {
-		return methodNotFound.bytes(m.id)
-	}
-	if !exact(m.id) {
-		return inexact.bytes(m.id)
-	}
-	return p.lifecycle(ctx, cred, m, modern, raw)
-}
-
-// lifecycle lets mcp-go answer. Its own stdio server is one per process, with
-// one session for everybody, so its messages come straight from its core.
-func (p *pipe) lifecycle(ctx context.Context, cred gateway.Credential, m message, modern bool, raw []byte) []byte {
-	l := newListener(m.method == string(mcp.MethodSubscriptionsListen))
-	if l.filtered {
-		// Until the input ends or the agent cancels.
-		ctx, cancel := context.WithCancel(ctx)
-		defer cancel()
-		defer context.AfterFunc(p.streams, cancel)()
-		defer p.listen(cred, l, m.id)()
-		p.edge.mcp.HandleMessage(p.edge.mcp.WithContext(ctx, l), raw)
+	switch {
+	case err != nil:
+		return p.refusal(r, err)
+	case a.body == nil:
 		return nil
 	}
-	var body []byte
-	var protocol string
-	switch msg := p.edge.mcp.HandleMessage(p.edge.mcp.WithContext(ctx, l), raw).(type) {
-	case mcp.JSONRPCResponse:
-		result, err := json.Marshal(msg.Result)
-		if err != nil {
-			return (&fault{code: mcp.INTERNAL_ERROR, message: "internal"}).bytes(m.id)
-		}
-		if began, ok := msg.Result.(mcp.InitializeResult); ok {
-			protocol = began.ProtocolVersion
-		}
-		body = envelope(m.id, "result", result)
-	case mcp.JSONRPCError:
-		return (&fault{code: msg.Error.Code, message: msg.Error.Message, data: msg.Error.Data}).bytes(m.id)
-	default:
-		return (&fault{code: mcp.INTERNAL_ERROR, message: "internal"}).bytes(m.id)
-	}
-	if m.method == string(mcp.MethodInitialize) && !modern {
-		if err := p.begun(ctx, cred, l, protocol); err != nil {
-			r := refusalOf(err)
-			p.edge.logInternal("initialize", r)
-			return refusalFault(r).bytes(m.id)
-		}
-	}
-	return body
+	return a.to(m.id)
 }
 
-// begun opens the legacy session, once; its notices come from then on.
-func (p *pipe) begun(ctx context.Context, cred gateway.Credential, l *listener, protocol string) error {
+// refusal is a refusal that is no answer of the method's own.
+func (p *pipe) refusal(r request, err error) []byte {
+	refusal := refusalOf(err)
+	p.edge.logInternal(r.method, refusal)
+	return refusalFault(refusal).bytes(r.id)
+}
+
+// initialize opens the legacy session; its notices come from then on.
+func (p *pipe) initialize(ctx context.Context, r request) (answer, error) {
+	a, id, protocol, err := p.edge.initialize(ctx, r)
+	if err != nil || id == "" {
+		return a, err
+	}
+	r.cred.Session, r.protocol, r.caps = id, protocol, r.offers
+	r.can = abilities(r.caps, protocol)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.session != "" {
-		return nil
+	p.session, p.task, p.protocol = id, r.cred.Task, protocol
+	f := p.edge.newFeed(r, p.who, everyList(), nil)
+	if !p.edge.feeds.open(f) {
+		return a, nil // it has enough streams elsewhere
 	}
-	id := newSession()
-	if err := p.edge.Gateway.OpenSession(ctx, cred, id); err != nil {
-		return err
+	f.send, f.stays = p.send, true
+	f.look(ctx)
+	streams, stop := context.WithCancel(p.streams)
+	p.stopFeed = stop
+	p.feeds.Go(func() {
+		defer p.edge.feeds.close(f)
+		p.edge.feed(streams, f, r, nil)
+	})
+	return a, nil
+}
+
+// listen serves subscriptions/listen until the input ends or the agent cancels.
+func (p *pipe) listen(ctx context.Context, r request) []byte {
+	f, granted, bad, err := p.edge.subscription(ctx, r)
+	switch {
+	case err != nil:
+		return p.refusal(r, err)
+	case bad != nil:
+		return bad.bytes(r.id)
+	case !p.edge.feeds.open(f):
+		return p.refusal(r, tooManyStreams)
 	}
-	p.session, p.task, p.protocol, p.unlisten = id, cred.Task, protocol, p.listen(cred, l, nil)
+	defer p.edge.feeds.close(f)
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer context.AfterFunc(p.streams, func() { cancel(context.Cause(p.streams)) })()
+	f.send, f.stays = p.send, true
+	f.look(ctx)
+	p.edge.feed(ctx, f, r, granted)
 	return nil
 }
 
@@ -306,7 +370,10 @@ func (p *pipe) close() {
 	if p.session == "" {
 		return
 	}
-	p.unlisten()
+	if p.stopFeed != nil {
+		p.stopFeed()
+	}
+	p.feeds.Wait()
 	cred := p.cred
 	cred.Session, cred.Task = p.session, p.task
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(p.ctx), frameTime)
@@ -331,103 +398,53 @@ func (p *pipe) send(msg []byte) error {
 // notices are one call's way back over stdio.
 type notices struct {
 	pipe     *pipe
+	request  request
 	mu       sync.Mutex
 	done     bool
+	asking   int
 	progress progress
 }
 
 var _ gateway.Stream = (*notices)(nil)
 
-// Notify sends a notice of progress.
+// Notify sends a notice that belongs to the call.
 func (n *notices) Notify(ctx context.Context, method string, params json.RawMessage) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.done {
 		return errAnswered
 	}
-	if msg := n.progress.notice(method, params); msg != nil {
+	if msg := n.request.notice(&n.progress, method, params); msg != nil {
 		return n.pipe.send(msg)
 	}
 	return ctx.Err()
+}
+
+// Ask puts a server's request to the agent, in a legacy session.
+func (n *notices) Ask(ctx context.Context, method string, params json.RawMessage) (gateway.Result, error) {
+	if n.request.cred.Session == "" || n.request.modern || !n.request.can.may(method, params) {
+		return gateway.Result{}, gateway.ErrCannotAsk
+	}
+	if !n.asks(1) {
+		return gateway.Result{}, fmt.Errorf("too many questions at once: %w", gateway.ErrCannotAsk)
+	}
+	defer n.asks(-1)
+	return n.pipe.edge.ask(ctx, n.request.cred.Session, method, params, n.pipe.send)
+}
+
+// asks counts open questions, and is false where there would be too many.
+func (n *notices) asks(more int) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.done || more > 0 && n.asking >= maxAsks {
+		return false
+	}
+	n.asking += more
+	return true
 }
 
 func (n *notices) close() {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.done = true
-}
-
-// A listener is mcp-go's side of a stream of notices over stdio.
-type listener struct {
-	id       string
-	filtered bool // subscriptions/listen: only what was asked for
-	notes    chan mcp.JSONRPCNotification
-	mu       sync.Mutex
-	filter   mcp.SubscriptionFilter
-}
-
-var _ server.SessionWithSubscriptionFilter = (*listener)(nil)
-
-func newListener(filtered bool) *listener {
-	return &listener{id: newSession(), filtered: filtered, notes: make(chan mcp.JSONRPCNotification, 16)}
-}
-
-func (l *listener) SessionID() string                                   { return l.id }
-func (l *listener) Initialize()                                         {}
-func (l *listener) Initialized() bool                                   { return true }
-func (l *listener) NotificationChannel() chan<- mcp.JSONRPCNotification { return l.notes }
-
-// SetSubscriptionFilter is called by mcp-go with what the agent asked for.
-func (l *listener) SetSubscriptionFilter(f mcp.SubscriptionFilter) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.filter = f
-}
-
-// SubscriptionFilter says whether this listener has asked, and for what.
-func (l *listener) SubscriptionFilter() (mcp.SubscriptionFilter, bool) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.filter, l.filtered
-}
-
-// listen writes what mcp-go sends to l, marked with the id of the subscription
-// if it is one, until stop is called: while the task that cred names is running.
-func (p *pipe) listen(cred gateway.Credential, l *listener, subscription jsontext.Value) (stop func()) {
-	cred.Session = "" // it is this pipe's, and asking costs a round trip
-	ctx, cancel := context.WithCancel(p.streams)
-	if err := p.edge.mcp.RegisterSession(ctx, l); err != nil {
-		cancel() // its id is random: it cannot be there already
-		return func() {}
-	}
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		for {
-			select {
-			case note := <-l.notes:
-				if _, _, err := p.edge.Gateway.Admit(ctx, cred); err != nil {
-					continue // not while its task is not running
-				}
-				if subscription != nil {
-					meta := map[string]any{}
-					for k, v := range note.Params.Meta {
-						meta[k] = v
-					}
-					meta[mcp.MetaKeySubscriptionID] = json.RawMessage(subscription)
-					note.Params.Meta = meta
-				}
-				if msg, err := json.Marshal(note); err == nil {
-					_ = p.send(msg) // it has said so itself
-				}
-			case <-ctx.Done():
-				return
-			}
-		}
-	}()
-	return func() {
-		p.edge.mcp.UnregisterSession(context.WithoutCancel(ctx), l.id)
-		cancel()
-		<-done
-	}
 }

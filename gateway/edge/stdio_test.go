@@ -42,11 +42,11 @@ func TestStdioAnswersWhatItCannotRead(t *testing.T) {
 		{"blank", "  \t\r", ""},
 		{"a response", `{"jsonrpc":"2.0","id":1,"result":{}}`, ""},
 		{"a notification", `{"jsonrpc":"2.0","method":"notifications/initialized"}`, ""},
-		{"unknown method", rpc(1, "resources/list", ""), "-32601"},
+		{"unknown method", rpc(1, "resources/lists", ""), "-32601"},
 		{"a modern method", rpc(1, "tools/call", modernMeta("")+`,"name":"echo"`), `"resultType":"complete"`},
 		{"modern without capabilities", rpc(1, "tools/list", `"_meta":{"io.modelcontextprotocol/protocolVersion":"2026-07-28"}`), "-32602"},
 		{"a version to come", rpc(1, "tools/list", `"_meta":{"io.modelcontextprotocol/protocolVersion":"2099-01-01"}`), "-32022"},
-		{"an id that mcp-go would change", `{"jsonrpc":"2.0","id":9007199254740993,"method":"ping"}`, "-32600"},
+		{"an id that mcp-go would change", `{"jsonrpc":"2.0","id":9007199254740993,"method":"ping"}`, `"id":9007199254740993,"result":{}`},
 		{"unknown tool", call("nope", "{}"), `{"jsonrpc":"2.0","id":1,"error":{"code":-32602,"message":"Unknown tool"}}`},
 	} {
 		got := converse(t, d, row.line, rpc(9, "ping", ""))
@@ -132,7 +132,7 @@ func TestStdioEnds(t *testing.T) {
 	}
 }
 
-// Notices come only while the task runs.
+// Notices come only while the task runs, and what was missed comes when it does.
 func TestStdioNotices(t *testing.T) {
 	d := open(t)
 	r, w := pipes(t, d)
@@ -145,16 +145,15 @@ func TestStdioNotices(t *testing.T) {
 	ask(rpc(0, "initialize", `"protocolVersion":"2025-11-25"`))
 	var before int
 	d.set(func() { d.ended["task-a"], before = true, d.admits })
-	d.edge.ToolsChanged()
+	d.change(gateway.SortTool)
 	waitFor(t, "the question whether the task runs", func() (asked bool) {
 		d.set(func() { asked = d.admits > before })
 		return asked
 	})
-	d.set(func() { d.ended["task-a"] = false })
 	if got := ask(rpc(1, "ping", "")); got != `{"jsonrpc":"2.0","id":1,"result":{}}` {
 		t.Error(got)
 	}
-	d.edge.ToolsChanged()
+	d.set(func() { d.ended["task-a"] = false })
 	if lines.Scan(); !strings.Contains(lines.Text(), mcp.MethodNotificationToolsListChanged) {
 		t.Error(lines.Text())
 	}
@@ -211,7 +210,7 @@ func TestStdioCancels(t *testing.T) {
 func TestStdioSurvivesPanic(t *testing.T) {
 	d := open(t)
 	d.house.tools = nil // and "refuse" has none to point at
-	e, err := New(Config{Gateway: panicky{d.house}})
+	e, err := New(Config{Gateway: panicky{d.house}, Sessions: d.kept})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -241,7 +240,7 @@ func (q quick) Handle(context.Context, gateway.Call, gateway.Stream) (gateway.Re
 	return q.result, nil
 }
 
-func (q quick) Tools(context.Context, gateway.Credential, gateway.CallRef) ([]gateway.Tool, error) {
+func (q quick) List(context.Context, gateway.Credential, gateway.Sort, gateway.CallRef) ([]gateway.Tool, error) {
 	return q.tools, nil
 }
 
@@ -274,7 +273,7 @@ func (w *tape) Write(p []byte) (int, error) {
 
 func newReply(w *tape) (*reply, context.Context) {
 	ctx, cancel := context.WithCancelCause(context.Background())
-	return &reply{w: w, plain: true, events: true, gone: cancel, progress: progress{token: []byte("1")}}, ctx
+	return &reply{request: request{message: message{method: gateway.MethodCall, token: []byte("1")}}, w: w, plain: true, events: true, gone: cancel, progress: progress{token: []byte("1")}}, ctx
 }
 
 // A stream that is quiet is kept alive, from its first frame to its last.
@@ -304,7 +303,7 @@ func TestReplyIsKeptAlive(t *testing.T) {
 		if !w.deadline.IsZero() {
 			t.Error("a deadline is left while the call goes on")
 		}
-		r.finish(answer{body: []byte(`{"x":1}`), status: 200})
+		_ = r.finish(answer{body: []byte(`{"x":1}`), status: 200})
 		if w.deadline.IsZero() {
 			t.Error("no deadline for the end of the answer")
 		}
@@ -313,7 +312,7 @@ func TestReplyIsKeptAlive(t *testing.T) {
 			t.Errorf("after the answer: %v", err)
 		}
 		time.Sleep(time.Hour)
-		if w.String() != before || !strings.HasSuffix(before, "data: {\"x\":1}\n\n") {
+		if w.String() != before || !strings.HasSuffix(before, "\"result\":{\"x\":1}}\n\n") {
 			t.Errorf("written after the answer: %q", w.String())
 		}
 	})
@@ -324,10 +323,11 @@ func TestNothingIsWrittenAfterTheRequest(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newHouse()
 		late := lateGateway{h, make(chan gateway.Stream, 1)}
-		e, err := New(Config{Gateway: late, Hosts: []string{"example.com"}})
+		e, err := New(Config{Gateway: late, Sessions: h.kept, Hosts: []string{"example.com"}})
 		if err != nil {
 			t.Fatal(err)
 		}
+		defer e.Shutdown(cancelledContext())
 		for _, name := range []string{"hold", "echo"} {
 			ctx, hangUp := context.WithCancel(t.Context())
 			w := &tape{header: http.Header{}}
@@ -373,11 +373,11 @@ func TestSlowReaderIsCut(t *testing.T) {
 		if !errors.Is(err, os.ErrDeadlineExceeded) || w.cut != frameTime || !errors.Is(context.Cause(ctx), errReaderGone) {
 			t.Errorf("%v after %v, call %v", err, w.cut, context.Cause(ctx))
 		}
-		r.finish(answer{})
+		_ = r.finish(answer{})
 
 		w = &tape{header: http.Header{}, limit: 1}
 		r, _ = newReply(w)
-		r.finish(answer{body: make([]byte, 10*frameSpeed), status: 200})
+		_ = r.finish(answer{body: make([]byte, 10*frameSpeed), status: 200})
 		if w.cut != frameTime+10*time.Second {
 			t.Errorf("a large answer has %v", w.cut)
 		}
@@ -388,47 +388,102 @@ func TestSlowReaderIsCut(t *testing.T) {
 // each notice and keep-alive also about its session.
 func TestStreamAsksAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := &tape{header: http.Header{}}
-		ctx, cancel := context.WithCancelCause(context.Background())
+		h := newHouse()
+		counting := &counted{house: h}
+		e, err := New(Config{Gateway: counting, Sessions: h.kept})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer e.Shutdown(cancelledContext())
+		if err := h.OpenSession(t.Context(), alice, "s", "2025-11-25", nil); err != nil {
+			t.Fatal(err)
+		}
+		cred := alice
+		cred.Session = "s"
+		f := e.newFeed(request{cred: cred}, gateway.Principal{}, everyList(), nil)
 		var mu sync.Mutex
-		var asked, withSession int
-		var say error
-		saying := func(err error) { mu.Lock(); defer mu.Unlock(); say = err }
-		l := &live{w: w, gone: cancel, good: func(session bool) error {
-			mu.Lock()
-			defer mu.Unlock()
-			asked++
-			if session {
-				withSession++
-			}
-			return say
-		}}
-		l.Header().Set("Content-Type", "text/event-stream")
-		l.WriteHeader(200)
+		n, comments := 0, 0
+		f.send = func([]byte) error { mu.Lock(); defer mu.Unlock(); n++; return nil }
+		f.quiet = func() error { mu.Lock(); defer mu.Unlock(); comments++; return nil }
+		sent := func() int { mu.Lock(); defer mu.Unlock(); return n }
+		quiet := func() int { mu.Lock(); defer mu.Unlock(); return comments }
+		e.feeds.open(f)
+		f.look(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- f.run(t.Context()) }()
 		time.Sleep(keepAlive + time.Second/2)
 		synctest.Wait()
-		if asked != 15 || withSession != 1 || !strings.HasSuffix(w.String(), ": still here\n\n") {
-			t.Errorf("asked %d times, %d about the session: %q", asked, withSession, w.String())
+		if asked, withSession := counting.read(); asked != 15 || withSession != 1 || quiet() != 1 {
+			t.Errorf("asked %d times, %d about the session, %d comments", asked, withSession, quiet())
 		}
-		if _, err := l.Write([]byte("data: {}\n\n")); err != nil || withSession != 2 {
-			t.Errorf("%v, asked %d times about the session", err, withSession)
+		change := func() {
+			h.set(func() { h.shown[gateway.SortTool] += "x" })
+			e.Changed(gateway.SortTool)
+			synctest.Wait()
 		}
-		saying(no(gateway.Internal, "", errDown))
+		change()
+		if _, withSession := counting.read(); withSession != 2 || sent() != 1 {
+			t.Errorf("asked %d times about the session, sent %d", withSession, sent())
+		}
+		// What did not change for this agent is not told.
+		time.Sleep(time.Second)
+		e.Changed(gateway.SortTool, gateway.SortPrompt)
+		synctest.Wait()
+		if sent() != 1 {
+			t.Errorf("sent %d", sent())
+		}
+		// A flood is looked at together.
+		time.Sleep(time.Second)
+		for range 1000 {
+			change()
+		}
+		if sent() != 2 {
+			t.Errorf("%d notices of a flood", sent()-1)
+		}
+		time.Sleep(noticeGap)
+		synctest.Wait()
+		if sent() != 3 {
+			t.Errorf("%d notices of a flood, in the end", sent()-1)
+		}
+		// Nothing is told while nobody can tell whether it may be; later it is.
+		h.set(func() { h.down = errDown })
+		change()
 		time.Sleep(10 * time.Second)
-		if ctx.Err() != nil {
-			t.Error("ended because nobody could tell")
+		if len(done) != 0 || sent() != 3 {
+			t.Error("ended, or said something, while nobody could tell")
 		}
-		saying(no(gateway.NoTask, "", nil))
+		h.set(func() { h.down = nil })
 		time.Sleep(recheck)
 		synctest.Wait()
-		if !errors.Is(context.Cause(ctx), errNotAllowed) {
-			t.Error("goes on after its task")
+		if sent() != 4 {
+			t.Errorf("sent %d", sent())
 		}
-		before := w.String()
-		if _, err := l.Write([]byte("data: {}\n\n")); err == nil || w.String() != before {
-			t.Error("sent after its task")
+		h.set(func() { h.ended["task-a"] = true })
+		time.Sleep(recheck)
+		synctest.Wait()
+		if err := <-done; err != errNotAllowed || sent() != 4 {
+			t.Errorf("%v after its task, sent %d", err, sent())
 		}
-		l.close()
-		time.Sleep(time.Hour)
+		e.feeds.close(f)
 	})
+}
+
+// counted counts what a stream asks.
+type counted struct {
+	*house
+	asked, withSession int
+}
+
+func (c *counted) Admit(ctx context.Context, cred gateway.Credential) (gateway.Principal, gateway.Task, error) {
+	c.set(func() {
+		if c.asked++; cred.Session != "" {
+			c.withSession++
+		}
+	})
+	return c.house.Admit(ctx, cred)
+}
+
+func (c *counted) read() (asked, withSession int) {
+	c.set(func() { asked, withSession = c.asked, c.withSession })
+	return asked, withSession
 }

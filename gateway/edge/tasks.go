@@ -3,7 +3,9 @@ package edge
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"net/http"
+	"regexp"
 	"time"
 
 	strict "github.com/go-json-experiment/json"
@@ -33,7 +35,33 @@ type wish struct {
 	Scope      []authz.ScopeRow `json:"scope"`
 }
 
-const wishes = "kind, purpose and, if you like, reference, on_behalf_of, principal, labels, approvers, ttl_seconds, calls and scope"
+const wishes = "kind, purpose and, if you like, reference, on_behalf_of, principal, principals, labels, approvers, ttl_seconds, calls and scope"
+
+// readWish reads strictly what was asked for, and says which member it is where
+// one is to blame. It repeats no value, and no name that is no plain word.
+func readWish(text []byte, into any) (wrong string) {
+	if tooDeep(text) {
+		return "; it is nested too deeply"
+	}
+	err := strict.Unmarshal(text, into, strict.RejectUnknownMembers(true))
+	if err == nil {
+		return ""
+	}
+	bad, ok := errors.AsType[*strict.SemanticError](err)
+	if !ok {
+		return "; it is not strict JSON"
+	}
+	member := string(bad.JSONPointer)
+	if !plainMember.MatchString(member) {
+		member = "a member"
+	}
+	if errors.Is(err, strict.ErrUnknownName) {
+		return "; " + member + " is none of these"
+	}
+	return "; " + member + " is of the wrong type"
+}
+
+var plainMember = regexp.MustCompile(`^(/[A-Za-z0-9_-]{1,64})+$`)
 
 // spec is the wish as the gateway takes it, which knows what may be wished for;
 // or why it cannot even be asked.
@@ -77,9 +105,9 @@ func (e *Edge) restStart(w http.ResponseWriter, r *http.Request, start starter) 
 		return
 	}
 	var in wish
-	if tooDeep(body) || strict.Unmarshal(body, &in, strict.RejectUnknownMembers(true)) != nil {
+	if why := readWish(body, &in); why != "" {
 		e.Gateway.Malformed(r.Context(), cred)
-		restError(w, http.StatusBadRequest, gateway.BadArguments, "the body must be one JSON object with "+wishes)
+		restError(w, http.StatusBadRequest, gateway.BadArguments, "the body must be one JSON object with "+wishes+why)
 		return
 	}
 	spec, wrong := in.spec()
@@ -130,7 +158,7 @@ func (e *Edge) restCredential(w http.ResponseWriter, r *http.Request) (gateway.C
 		restError(w, http.StatusBadRequest, gateway.BadArguments, "a header does not hold an id")
 		return cred, false
 	}
-	if err := e.identify(r.Context(), &cred); err != nil {
+	if _, err := e.identify(r.Context(), &cred); err != nil {
 		e.restRefuse(w, r, err)
 		return cred, false
 	}
@@ -171,5 +199,5 @@ func restWrite(w http.ResponseWriter, status int, v any) {
 	if err != nil {
 		status, body = http.StatusInternalServerError, []byte(`{"error":{"code":"internal","message":"the answer could not be written"}}`)
 	}
-	writeJSON(w, status, append(body, '\n'))
+	_ = writeJSON(w, status, append(body, '\n'))
 }

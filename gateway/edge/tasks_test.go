@@ -23,7 +23,7 @@ func TestTasksREST(t *testing.T) {
 		{"start", req{token: "key", path: "/v1/tasks", body: body}, 201, `"token":"the-token"`},
 		{"start by a task token", req{path: "/v1/tasks", body: body}, 403, `{"error":{"code":"denied","message":"a task token starts nothing"}}`},
 		{"start by nobody", req{token: "mallory", path: "/v1/tasks", body: body}, 401, `{"error":{"code":"unidentified","message":"no valid credential"}}`},
-		{"unknown field", req{token: "key", path: "/v1/tasks", body: `{"kind":"triage","tenant":"other"}`}, 400, `"bad_arguments"`},
+		{"unknown field", req{token: "key", path: "/v1/tasks", body: `{"kind":"triage","tenant":"other"}`}, 400, `principals, labels, approvers, ttl_seconds, calls and scope; /tenant is none of these"`},
 		{"field in another case", req{token: "key", path: "/v1/tasks", body: `{"Kind":"triage"}`}, 400, `"bad_arguments"`},
 		{"field twice", req{token: "key", path: "/v1/tasks", body: `{"kind":"a","kind":"b"}`}, 400, `"bad_arguments"`},
 		{"scope of another kind", req{token: "key", path: "/v1/tasks", body: `{"scope":[{"who":"x"}]}`}, 400, `"bad_arguments"`},

@@ -54,13 +54,15 @@ func (u *underway) stream(sid string, cancel context.CancelCauseFunc) (done func
 	}
 }
 
-// cancel ends the session's call with that id, if it has one.
-func (u *underway) cancel(sid, id string) {
+// cancel ends the session's call with that id, and reports whether it is here.
+func (u *underway) cancel(sid, id string) (here bool) {
 	u.change(sid, func(s *session) {
 		if t := s.calls[id]; t != nil {
+			here = true
 			t.cancel(errCancelled)
 		}
 	})
+	return here
 }
 
 // end ends all that is under way for the session.

@@ -126,7 +126,7 @@ func ApprovalsContract(t *testing.T, open func(t testing.TB) ApprovalsRig) {
 		await(t, "the grant is on record", func() bool { return len(rig.Facts.Of(audit.ApprovalGranted)) == 1 })
 		f := rig.Facts.Of()[0]
 		if len(rig.Facts.Of()) != 1 || f.Approval.ID != "apr-1" || f.Approval.Seq != 3 || len(f.Approval.Votes) != 2 || f.Approval.Args != nil ||
-			f.Tenant != "acme" || f.Task.ID != "task-1" || f.Principal.ID != want.Principal || f.At.IsZero() {
+			f.Tenant != "acme" || f.Task.ID != "task-1" || f.Task.Parent != "task-0" || len(f.Task.Ancestors) != 1 || f.Task.State != gateway.TaskRunning || f.Principal.ID != want.Principal || f.At.IsZero() {
 			t.Errorf("recorded: %+v", rig.Facts.Of())
 		}
 	})
@@ -432,8 +432,8 @@ func ApprovalsContract(t *testing.T, open func(t testing.TB) ApprovalsRig) {
 
 		waited := make(chan gateway.ApprovalState, 1)
 		go func() { r, _ := a.Wait(context.WithoutCancel(t.Context()), "acme", pending.ID); waited <- r.State }()
-		if n, err := b.Cancel(t.Context(), "acme", "task-1"); err != nil || n != 3 {
-			t.Fatalf("Cancel = %d, %v; want 3", n, err)
+		if n, err := b.Cancel(t.Context(), "acme", "task-1"); err != nil || len(n) != 3 {
+			t.Fatalf("Cancel = %v, %v; want 3", n, err)
 		}
 		if s := <-waited; s != gateway.ApprovalCancelled {
 			t.Errorf("who waited got %s", s)
@@ -447,13 +447,18 @@ func ApprovalsContract(t *testing.T, open func(t testing.TB) ApprovalsRig) {
 		refused(t, "the reserved grant", a.Consume(t.Context(), g))
 		_, _, err := a.Request(t.Context(), aRequest("acme", "apr-late", time.Now()))
 		refused(t, "one more request of that task", err)
-		if n, err := a.Cancel(t.Context(), "acme", "task-1"); err != nil || n != 0 {
-			t.Errorf("cancelling twice: %d, %v", n, err)
+		if n, err := a.Cancel(t.Context(), "acme", "task-1"); err != nil || len(n) != 0 {
+			t.Errorf("cancelling twice: %v, %v", n, err)
 		}
-		if n, err := a.Cancel(t.Context(), "acme", "task-unknown"); err != nil || n != 0 {
-			t.Errorf("cancelling nothing: %d, %v", n, err)
+		if n, err := a.Cancel(t.Context(), "acme", "task-unknown"); err != nil || len(n) != 0 {
+			t.Errorf("cancelling nothing: %v, %v", n, err)
 		}
 		await(t, "it is on record", func() bool { return len(rig.Facts.Of(audit.ApprovalCancelled)) == 3 })
+		for _, f := range rig.Facts.Of(audit.ApprovalCancelled) {
+			if f.Task.State != gateway.TaskEnding || len(f.Task.Ancestors) != 1 {
+				t.Errorf("cancelled on %+v", f.Task)
+			}
+		}
 	})
 
 	t.Run("a denial outlives the task it was given in", func(t *testing.T) {
@@ -977,6 +982,7 @@ func aRequest(tenant, id string, now time.Time) gateway.ApprovalRequest {
 		Need:  []authz.Requirement{{N: 2, Rule: authz.Rule{File: "policy.csv", Line: 3, Text: "p, *, <&>"}}},
 		Rules: []authz.Rule{{File: "policy.csv", Line: 3, Text: "p, *, <&>"}},
 		Class: "revocable", Revision: "sha256:policy", Created: now, Expires: now.Add(10 * time.Minute),
+		Was: &gateway.Task{ID: "task-1", Tenant: tenant, Kind: "triage", Owner: "frank", State: gateway.TaskRunning, Parent: "task-0", Ancestors: []gateway.Ancestor{{ID: "task-0"}}},
 	}
 }
 

@@ -4,6 +4,7 @@
 package gatewaytest
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -29,6 +30,7 @@ type House struct {
 	Servers   *Servers
 	Operators *Operators
 	Sessions  *Sessions
+	Handles   *Handles
 	Policy    *Policy
 	Log       *audit.Log
 	Dir       string // the log's
@@ -117,6 +119,7 @@ func New(t testing.TB, change ...func(*gateway.Config)) *House {
 	atFirst, err := authz.NewScope([]authz.ScopeRow{
 		{Tool: "files/read", Action: "*", Verdict: "allow"}, {Tool: "files/write", Action: "*", Verdict: "allow"},
 		{Tool: "files/pay", Action: "*", Verdict: "allow"}, {Tool: "files/slow", Action: "*", Verdict: "allow"},
+		{Tool: "files/file:///**", Action: "*", Verdict: "allow"}, {Tool: "files/review", Action: "*", Verdict: "allow"},
 		{Tool: "task:**", Action: "*", Verdict: "allow"},
 	})
 	if err != nil {
@@ -133,10 +136,10 @@ func New(t testing.TB, change ...func(*gateway.Config)) *House {
 	h.Leases = &Leases{live: map[string]bool{}}
 	h.Servers = NewServers()
 	h.Approvals = &Approvals{m: map[string]*gateway.ApprovalRequest{}, changed: make(chan struct{})}
-	h.Sessions = &Sessions{m: map[string]string{}, tasks: map[string]string{}}
+	h.Sessions, h.Handles = NewSessions(), NewHandles()
 	c := gateway.Config{
 		Identity: Identity{h.Tasks}, Tasks: h.Tasks, Approvals: h.Approvals, Leases: h.Leases, Servers: h.Servers, Operators: h.Operators,
-		Sessions: h.Sessions, Recorder: gateway.NewRecorder(h.Log), Policy: h.Policy,
+		Sessions: h.Sessions, Handles: h.Handles, Recorder: gateway.NewRecorder(h.Log), Policy: h.Policy,
 		Kinds: []gateway.TaskKind{
 			{Name: Kind, Purpose: "to test", TTL: time.Hour, Scope: everything, Initial: atFirst, Own: true,
 				Limits: gateway.Limits{Depth: 2, FanOut: 3}, Escalate: 30 * time.Minute},
@@ -490,17 +493,16 @@ func (a *Approvals) List(_ context.Context, tenant string) ([]gateway.ApprovalRe
 }
 
 // Cancel implements gateway.Approvals.
-func (a *Approvals) Cancel(_ context.Context, tenant, task string) (int, error) {
+func (a *Approvals) Cancel(_ context.Context, tenant, task string) (ended []string, _ error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	n := 0
 	for _, r := range a.m {
 		if r.Tenant == tenant && r.TaskID == task && !r.State.Final() {
 			a.move(r, gateway.ApprovalCancelled)
-			n++
+			ended = append(ended, r.ID)
 		}
 	}
-	return n, nil
+	return ended, nil
 }
 
 // Changes implements gateway.Approvals.
@@ -569,7 +571,7 @@ func (l *Leases) GiveBack(_ context.Context, lease gateway.Lease) error {
 }
 
 // EndTask implements gateway.Leases.
-func (l *Leases) EndTask(context.Context, string, string) (int, error) { return 0, nil }
+func (l *Leases) EndTask(context.Context, string, string) ([]string, error) { return nil, nil }
 
 // Live counts the leases that were not given back.
 func (l *Leases) Live() int {
@@ -584,12 +586,14 @@ type Servers struct {
 	tools  []gateway.Tool
 	sent   []gateway.Forward
 	ended  []string
+	follow map[string][]func()
+	Ends   *gateway.LinkEnds // what EndTask says; nil for a session of files that is gone
 	Answer func(ctx context.Context, f gateway.Forward, s gateway.Stream) (gateway.Result, error)
 }
 
 // NewServers makes the tools read, write, pay, slow and hidden.
 func NewServers() *Servers {
-	s := &Servers{Answer: func(context.Context, gateway.Forward, gateway.Stream) (gateway.Result, error) {
+	s := &Servers{follow: map[string][]func(){}, Answer: func(context.Context, gateway.Forward, gateway.Stream) (gateway.Result, error) {
 		return gateway.Result{Raw: json.RawMessage(`{"content":[{"type":"text","text":"done"}]}`)}, nil
 	}}
 	for _, name := range []string{"hidden", "pay", "read", "slow", "write"} {
@@ -606,23 +610,58 @@ func NewServers() *Servers {
 	return s
 }
 
-// Tools implements gateway.Servers.
-func (s *Servers) Tools(string) []gateway.Tool {
+// Offer adds things that the server offers beside its tools, by their alias.
+func (s *Servers) Offer(of ...gateway.Tool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return slices.Clone(s.tools)
+	s.tools = append(s.tools, of...)
 }
 
-// Resolve implements gateway.Servers.
-func (s *Servers) Resolve(_, alias string) (gateway.Tool, bool) {
+// Offered implements gateway.Servers.
+func (s *Servers) Offered(_ string, of gateway.Sort) []gateway.Tool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var all []gateway.Tool
+	for _, t := range s.tools {
+		if sortOf(t) == of {
+			all = append(all, t)
+		}
+	}
+	return all
+}
+
+// Resolve implements gateway.Servers. A resource is found where it is offered.
+func (s *Servers) Resolve(_ string, of gateway.Sort, alias string) (gateway.Tool, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, t := range s.tools {
-		if t.Alias == alias {
+		if t.Alias == alias && sortOf(t) == of {
 			return t, true
 		}
 	}
 	return gateway.Tool{}, false
+}
+
+func sortOf(t gateway.Tool) gateway.Sort { return cmp.Or(t.Sort, gateway.SortTool) }
+
+// Follow implements gateway.Servers: Changed is what it hears of.
+func (s *Servers) Follow(ctx context.Context, f gateway.Forward, updated func()) error {
+	s.mu.Lock()
+	s.follow[f.Tool.Name] = append(s.follow[f.Tool.Name], updated)
+	s.mu.Unlock()
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+// Changed tells whoever follows a resource that it changed, and says how many did.
+func (s *Servers) Changed(uri string) int {
+	s.mu.Lock()
+	all := slices.Clone(s.follow[uri])
+	s.mu.Unlock()
+	for _, f := range all {
+		f()
+	}
+	return len(all)
 }
 
 // Redefine gives a tool another definition.
@@ -664,11 +703,14 @@ func (s *Servers) Sent() []gateway.Forward {
 }
 
 // EndTask implements gateway.Servers.
-func (s *Servers) EndTask(_ context.Context, _, task string) (int, error) {
+func (s *Servers) EndTask(_ context.Context, _, task string) gateway.LinkEnds {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.ended = append(s.ended, task)
-	return 1, nil
+	if s.Ends != nil {
+		return *s.Ends
+	}
+	return gateway.LinkEnds{Gone: []string{"files"}}
 }
 
 // Operators are the humans of New; every password is the name.
@@ -709,6 +751,11 @@ func (o *Operators) Human(name string) (gateway.Operator, bool) {
 	return gateway.Operator{}, false
 }
 
+// Answers implements gateway.Operators.
+func (o *Operators) Answers(tenant, approver string) bool {
+	return slices.ContainsFunc(o.list, func(op gateway.Operator) bool { return op.Answers(tenant, approver) })
+}
+
 // Op returns an operator by name.
 func (o *Operators) Op(name string) gateway.Operator {
 	op, ok := o.Human(name)
@@ -716,51 +763,4 @@ func (o *Operators) Op(name string) gateway.Operator {
 		panic("no operator " + name)
 	}
 	return op
-}
-
-// Sessions is an in-memory gateway.Sessions.
-type Sessions struct {
-	mu       sync.Mutex
-	m, tasks map[string]string
-}
-
-// Owner implements gateway.Sessions.
-func (s *Sessions) Owner(_ context.Context, id string) (string, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if b, ok := s.m[id]; ok {
-		return b, nil
-	}
-	return "", gateway.ErrNotFound
-}
-
-// Open implements gateway.Sessions.
-func (s *Sessions) Open(_ context.Context, id, binding, tenant, task string) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.m[id], s.tasks[id] = binding, tenant+"/"+task
-	return nil
-}
-
-// EndTask implements gateway.Sessions.
-func (s *Sessions) EndTask(_ context.Context, tenant, task string) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	n := 0
-	for id, of := range s.tasks {
-		if of == tenant+"/"+task {
-			delete(s.m, id)
-			delete(s.tasks, id)
-			n++
-		}
-	}
-	return n, nil
-}
-
-// Close implements gateway.Sessions.
-func (s *Sessions) Close(_ context.Context, id string) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	delete(s.m, id)
-	return nil
 }

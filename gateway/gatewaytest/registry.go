@@ -24,6 +24,7 @@ type Tasks struct {
 	recorder gateway.Recorder
 	closing  sync.WaitGroup
 	Stale    bool
+	blind    chan struct{}
 }
 
 type task struct {
@@ -81,6 +82,17 @@ func (s *Tasks) stopped(t gateway.Task) bool {
 			return true
 		}
 	}
+	humans := []string{t.OnBehalfOf, t.Human()}
+	if t.Own {
+		humans = append(humans, t.OwnFor)
+	}
+	for _, who := range append([]string{t.Principal}, t.Principals...) {
+		for _, human := range humans {
+			if _, is := s.stops[stopKey(t.Tenant, gateway.StopStanding, standingName(who, human, t.Kind))]; is {
+				return true
+			}
+		}
+	}
 	for kind, name := range map[gateway.StopKind]string{
 		gateway.StopTenant: "", gateway.StopPrincipal: t.Principal, gateway.StopOwner: t.Owner, gateway.StopHuman: t.OnBehalfOf,
 	} {
@@ -96,6 +108,9 @@ func (s *Tasks) Running(_ context.Context, tenant, id string) (gateway.Task, err
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.Stale {
+		if t := s.m[tenant+"/"+id]; t != nil && t.State == gateway.TaskRunning {
+			return t.Task, gateway.ErrStale
+		}
 		return gateway.Task{}, gateway.ErrStale
 	}
 	t, err := s.runs(tenant, id)
@@ -115,6 +130,28 @@ func (s *Tasks) Ended(tenant, id string) <-chan struct{} {
 	c := make(chan struct{})
 	close(c)
 	return c
+}
+
+// Blind implements gateway.Tasks. It is closed by GoBlind.
+func (s *Tasks) Blind() <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.blind == nil {
+		s.blind = make(chan struct{})
+	}
+	return s.blind
+}
+
+// GoBlind has the registry unable to confirm anything, for long enough that what
+// runs must stop.
+func (s *Tasks) GoBlind() {
+	blind := s.Blind()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.Stale = true
+	if blind == s.blind {
+		close(s.blind)
+	}
 }
 
 // Start implements gateway.Tasks.
@@ -251,6 +288,11 @@ func (s *Tasks) end(t *task, e gateway.Ending) {
 	if t.Implicit && e.As == gateway.TaskEnded {
 		name := standingName(t.Principal, t.OnBehalfOf, t.Kind)
 		s.stops[stopKey(t.Tenant, gateway.StopStanding, name)] = gateway.Stop{Tenant: t.Tenant, Kind: gateway.StopStanding, Name: name, By: e.By, Reason: e.Why}
+		for _, o := range s.m {
+			if s.stopped(o.Task) && o.Tenant == t.Tenant {
+				s.end(o, gateway.Ending{As: gateway.TaskRevoked, By: "stop", Why: e.Why})
+			}
+		}
 	}
 	for _, o := range s.m {
 		if o.Parent == t.ID {

@@ -278,11 +278,14 @@ func TasksContract(t *testing.T, open func(t *testing.T) TasksRig) {
 		down := time.Now()
 		for {
 			asked := time.Now()
-			_, err := r.Running(t.Context(), "acme", "task-1")
+			got, err := r.Running(t.Context(), "acme", "task-1")
 			if err == nil && asked.Sub(down) > 100*time.Millisecond {
 				t.Fatalf("let through %v after the last anyone could say", asked.Sub(down))
 			}
 			if errors.Is(err, gateway.ErrStale) {
+				if got.ID != "task-1" { // for the record
+					t.Errorf("what was known of it: %+v", got)
+				}
 				break
 			}
 			time.Sleep(time.Millisecond)
@@ -574,6 +577,19 @@ func TasksContract(t *testing.T, open func(t *testing.T) TasksRig) {
 			if _, err := r.Start(t.Context(), declared); !errors.Is(err, gateway.ErrStopped) {
 				t.Errorf("started again by declaring it: %v", err)
 			}
+			for name, change := range map[string]func(*gateway.Task){
+				"by an orchestrator":          func(*gateway.Task) {},
+				"by an operator":              func(t *gateway.Task) { t.StartedBy = "operator:carol" },
+				"for a human spelled its way": func(t *gateway.Task) { t.OnBehalfOf = " BOB " },
+				"beside another workload":     func(t *gateway.Task) { t.Principals, t.Principal = []string{t.Principal}, "agent:other" },
+			} {
+				task := aTask("acme", "task-6", time.Hour)
+				task.StartedBy = "ci"
+				change(&task)
+				if _, err := r.Start(t.Context(), task); !errors.Is(err, gateway.ErrStopped) {
+					t.Errorf("started again %s: %v", name, err)
+				}
+			}
 		}
 		stops, err := b.Stops(t.Context(), "acme")
 		if err != nil || len(stops) != 1 || stops[0].Kind != gateway.StopStanding || stops[0].By != "operator:alice" || stops[0].Reason != "done" {
@@ -583,6 +599,48 @@ func TasksContract(t *testing.T, open func(t *testing.T) TasksRig) {
 			t.Fatal(err)
 		}
 		await(t, "it starts again", func() bool { _, err := a.Start(t.Context(), standing("task-5")); return err == nil })
+
+		// What somebody else started of it ends with it; another kind or human's goes on.
+		for id, change := range map[string]func(*gateway.Task){
+			"task-its":   func(*gateway.Task) {},
+			"task-kind":  func(t *gateway.Task) { t.Kind = "other" },
+			"task-human": func(t *gateway.Task) { t.OnBehalfOf, t.Claims.OnBehalfOf = "carol", gateway.Proven },
+		} {
+			task := aTask("acme", id, time.Hour)
+			task.StartedBy = "ci"
+			change(&task)
+			if _, err := b.Start(t.Context(), task); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := a.End(t.Context(), "acme", "task-5", by("operator:alice")); err != nil {
+			t.Fatal(err)
+		}
+		await(t, "what it stands for ends too", func() bool {
+			got, err := b.Get(t.Context(), "acme", "task-its")
+			return err == nil && got.Outcome == gateway.TaskRevoked
+		})
+		isRunning(t, b, "acme", "task-kind")
+		isRunning(t, b, "acme", "task-human")
+	})
+
+	// Whom nobody proved is nobody: naming another human is no way around a stop.
+	t.Run("a standing task for nobody, ended", func(t *testing.T) {
+		rig := open(t)
+		r := rig.Replica()
+		nobody := aTask("acme", "task-1", time.Hour)
+		nobody.Implicit, nobody.OnBehalfOf = true, ""
+		if _, err := r.Start(t.Context(), nobody); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := r.End(t.Context(), "acme", "task-1", by("operator:alice")); err != nil {
+			t.Fatal(err)
+		}
+		for claim, want := range map[gateway.Claim]error{gateway.Asserted: gateway.ErrStopped, gateway.Proven: nil} {
+			task := aTask("acme", "task-for-"+string(claim), time.Hour)
+			task.StartedBy, task.OnBehalfOf, task.Claims.OnBehalfOf = "ci", "dora", claim
+			await(t, "it is settled", func() bool { _, err := r.Start(t.Context(), task); return errors.Is(err, want) })
+		}
 	})
 
 	t.Run("budgets", func(t *testing.T) {

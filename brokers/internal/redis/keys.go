@@ -59,16 +59,31 @@ var (
 	LeasesOver  = Kind{name: "leases-over", ids: 1}        // STRING: the task is over, nothing is issued for it any more
 	LeasesAlive = Kind{name: "leases-alive", shared: true} // ZSET: replica/boot by when it was last heard of, ms
 
+	Pins      = Kind{name: "pins", ids: 1} // HASH: the definitions of one server that were accepted
+	PinsMoves = Kind{name: "pins-moves"}   // HASH: n, counts every transition of a tenant's
+
 	OperatorSession = Kind{name: "operator-session", ids: 1, shared: true} // by digest of its token
 	OperatorTries   = Kind{name: "operator-tries", ids: 1, shared: true}   // failed logins
 	AgentSession    = Kind{name: "agent-session", ids: 1, shared: true}    // an agent's MCP session, by digest
 	SessionsTask    = Kind{name: "sessions-task", ids: 2, shared: true}    // SET: digests of a task's sessions, by tenant and task
+	SessionsMail    = Kind{name: "sessions-mail", shared: true}            // STREAM: what agents cancelled, and sessions that were closed
+	AgentAsk        = Kind{name: "agent-ask", ids: 1, shared: true}        // HASH: an ask that an agent has not answered or has, by digest of session and ask
+
+	Attempt        = Kind{name: "attempt", ids: 2, shared: true}       // HASH: what became of a call whose answer was lost, by tenant and key
+	AttemptsLately = Kind{name: "attempts-lately", shared: true}       // STREAM: the keys of those, of every tenant
+	AttemptsKept   = Kind{name: "attempts-kept", ids: 1, shared: true} // ZSET: a tenant's attempts with an answer, by when they are forgotten, ms
+
+	Handle      = Kind{name: "handle", ids: 1}       // HASH: what an agent of the tasks extension comes back for
+	HandlesTask = Kind{name: "handles-task", ids: 1} // ZSET: a task's handles by expiry, ms
+	HandlesOver = Kind{name: "handles-over", ids: 1} // STRING: the task is over, nothing is kept for it any more
 
 	Proof = Kind{name: "proof", ids: 1, shared: true} // STRING: a proof of possession that was used, by digest
 
 	outbox     = Kind{name: "outbox", ids: 1}      // STREAM: facts on their way to the log, by broker
 	outboxLock = Kind{name: "outbox-lock", ids: 1} // STRING: the replica that drains it
 	wake       = Kind{name: "wake", ids: 1}        // a Pub/Sub channel, by topic
+
+	wakeShared = Kind{name: "wake", ids: 1, shared: true} // the same for what belongs to no tenant
 )
 
 // A Key names one thing in Redis. Only [Store.Key] makes one, so that every id

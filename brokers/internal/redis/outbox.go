@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
-	"log/slog"
 	mrand "math/rand/v2"
 	"strconv"
 	"time"
@@ -53,7 +52,7 @@ func (o *Outbox) Run(ctx context.Context, send func(context.Context, Entry) erro
 	for {
 		for _, t := range o.store.tenants {
 			if err := o.Drain(ctx, t, send); err != nil && ctx.Err() == nil {
-				slog.WarnContext(ctx, "outbox not drained, will be tried again", "outbox", o.owner, "tenant", t, "error", err)
+				o.store.log.WarnContext(ctx, "outbox not drained, will be tried again", "outbox", o.owner, "tenant", t, "error", err)
 			}
 		}
 		select {

@@ -7,6 +7,7 @@
 package redis
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -38,6 +39,8 @@ type Config struct {
 	// AllowPlaintext lets "redis://" leave this machine, because something
 	// else (a TLS proxy, a mesh) protects the way.
 	AllowPlaintext bool
+
+	Log *slog.Logger // for what is tried again; default: slog's
 }
 
 // A Store is a connection to Redis. It is safe for concurrent use.
@@ -46,6 +49,7 @@ type Store struct {
 	embedded *miniredis.Miniredis
 	tenants  []string
 	seals    map[string]seal // by tenant; never changes
+	log      *slog.Logger
 }
 
 // Open prepares a store; it does not wait for Redis, [Store.Ping] does.
@@ -61,8 +65,8 @@ func Open(c Config) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	quiet.Do(func() { goredis.SetLogger(logger{}) })
-	s := &Store{tenants: slices.Clone(c.Tenants), seals: seals}
+	s := &Store{tenants: slices.Clone(c.Tenants), seals: seals, log: cmp.Or(c.Log, slog.Default())}
+	quiet.Do(func() { goredis.SetLogger(logger{s.log}) })
 	opt := &goredis.Options{}
 	if c.Embedded {
 		opt, s.embedded = embed()
@@ -97,7 +101,7 @@ func parse(c Config) (*goredis.Options, error) {
 	if err != nil || u.Host == "" || u.Hostname() == "" || u.RawQuery != "" || u.Fragment != "" {
 		return nil, errors.New("redis: the URL must be redis://[user:password@]host[:port][/db], or rediss:// for TLS, without anything after it")
 	}
-	opt := &goredis.Options{Addr: net.JoinHostPort(u.Hostname(), cmpOr(u.Port(), "6379")), Username: u.User.Username()}
+	opt := &goredis.Options{Addr: net.JoinHostPort(u.Hostname(), cmp.Or(u.Port(), "6379")), Username: u.User.Username()}
 	opt.Password, _ = u.User.Password()
 	if db := strings.Trim(u.Path, "/"); db != "" {
 		if opt.DB, err = strconv.Atoi(db); err != nil || opt.DB < 0 {
@@ -121,13 +125,6 @@ func parse(c Config) (*goredis.Options, error) {
 		return nil, errors.New("redis: the URL must begin with redis:// or rediss://")
 	}
 	return opt, nil
-}
-
-func cmpOr(a, b string) string {
-	if a != "" {
-		return a
-	}
-	return b
 }
 
 func loopback(host string) bool {
@@ -304,11 +301,13 @@ func names(keys []Key) []string {
 	return all
 }
 
+// quiet holds that the client has one logger for the whole process: the first
+// store's.
 var quiet sync.Once
 
 // logger passes on what the client says of itself (addresses, never data).
-type logger struct{}
+type logger struct{ to *slog.Logger }
 
-func (logger) Printf(_ context.Context, format string, v ...any) {
-	slog.Debug("redis client", "says", fmt.Sprintf(format, v...))
+func (l logger) Printf(_ context.Context, format string, v ...any) {
+	l.to.Debug("redis client", "says", fmt.Sprintf(format, v...))
 }

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"strings"
 	"sync"
@@ -61,6 +62,50 @@ func TestOpen(t *testing.T) {
 			t.Errorf("%s: opened", name)
 		}
 	}
+}
+
+// What is tried again is said to the logger that we were given, and to no other.
+func TestOutboxSaysWhereItWasTold(t *testing.T) {
+	said, stray := make(lines, 16), make(lines, 16)
+	was := slog.Default()
+	defer slog.SetDefault(was)
+	slog.SetDefault(slog.New(slog.NewTextHandler(stray, nil)))
+	s, err := redis.Open(redis.Config{
+		URL: gateway.NewSecret("redis://:s3cret-canary@127.0.0.1:1"), Tenants: []string{"acme"}, SealKey: make([]byte, 32), // nobody listens there
+		Log: slog.New(slog.NewTextHandler(said, nil)),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error)
+	go func() {
+		ended <- s.Outbox("test").Run(ctx, func(context.Context, redis.Entry) error { return nil })
+	}()
+	select {
+	case line := <-said:
+		if !strings.Contains(line, "outbox not drained") || strings.Contains(line, "canary") {
+			t.Errorf("said: %s", line)
+		}
+	case line := <-stray:
+		t.Errorf("said to slog's own: %s", line)
+	case <-time.After(20 * time.Second):
+		t.Error("nothing was said")
+	}
+	cancel()
+	<-ended
+}
+
+// lines is a writer whose every write is a line.
+type lines chan string
+
+func (l lines) Write(b []byte) (int, error) {
+	select {
+	case l <- string(b):
+	default: // enough of them
+	}
+	return len(b), nil
 }
 
 func TestEmbeddedRunsItsClock(t *testing.T) {

@@ -5,9 +5,14 @@ import (
 	"strings"
 )
 
-// Topic is the channel that a tenant's transitions PUBLISH to, an id each. It
-// is handed to scripts among their keys.
-func (s *Store) Topic(tenant, topic string) (Key, error) { return s.Key(tenant, wake, topic) }
+// Topic is the channel that a tenant's transitions, or [Shared] ones, PUBLISH to,
+// an id each. It is handed to scripts among their keys.
+func (s *Store) Topic(tenant, topic string) (Key, error) {
+	if tenant == Shared {
+		return s.Key(Shared, wakeShared, topic)
+	}
+	return s.Key(tenant, wake, topic)
+}
 
 // A Woken is a hint that something changed.
 type Woken struct{ Tenant, ID string }
@@ -18,7 +23,7 @@ type Woken struct{ Tenant, ID string }
 func (s *Store) Listen(ctx context.Context, topic string) (<-chan Woken, error) {
 	channels := map[string]string{}
 	var names []string
-	for _, t := range s.tenants {
+	for _, t := range append([]string{Shared}, s.tenants...) {
 		k, err := s.Topic(t, topic)
 		if err != nil {
 			return nil, err

@@ -208,3 +208,28 @@ func Await(t testing.TB, what string, holds func() bool) {
 		}
 	}
 }
+
+// All is everything that Redis holds, keys and values, as somebody reads it who
+// has full access to it.
+func (s *Server) All(t testing.TB) string {
+	t.Helper()
+	var all []any
+	for _, key := range s.Keys(t, "*") {
+		all = append(all, key)
+		switch kind := s.Do(t, "TYPE", key); kind {
+		case "string":
+			all = append(all, s.Do(t, "GET", key))
+		case "hash":
+			all = append(all, s.Do(t, "HGETALL", key))
+		case "set":
+			all = append(all, s.Do(t, "SMEMBERS", key))
+		case "zset":
+			all = append(all, s.Do(t, "ZRANGE", key, 0, -1, "WITHSCORES"))
+		case "stream":
+			all = append(all, s.Do(t, "XRANGE", key, "-", "+"))
+		default:
+			t.Fatalf("%s is a %s", key, kind)
+		}
+	}
+	return fmt.Sprint(all...)
+}

@@ -17,6 +17,7 @@ var (
 	id     = regexp.MustCompile(`^[a-z0-9-]{1,64}$`)
 	header = regexp.MustCompile(`^[A-Za-z0-9-]{1,64}$`)
 	envar  = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]{0,63}$`)
+	digest = regexp.MustCompile(`^sha256:[0-9a-f]{64}$`)
 	notID  = regexp.MustCompile(`[^a-z0-9-]+`)
 )
 
@@ -54,6 +55,7 @@ func (c *Config) check(d *decoder) {
 		d.at("data_dir", "such as /var/lib/toolbroker", "is required")
 	}
 	d.id("replica", c.Replica)
+	d.oneOf("agent.catalogue", c.Agent.Catalogue, "all", "search")
 	d.oneOf("log.level", c.Log.Level, "debug", "info", "warn", "error")
 	c.checkListeners(d)
 	c.checkState(d)
@@ -265,8 +267,8 @@ func (c *Config) checkServers(d *decoder) {
 			d.at(key, "", "needs either url or command")
 		case s.URL != "":
 			d.url(key+".url", s.URL)
-			if len(s.Args) > 0 || len(s.Env) > 0 || s.Dir != "" {
-				d.at(key, "args, env and dir are a command's", "has a url")
+			if len(s.Args) > 0 || len(s.Env) > 0 || s.Dir != "" || s.Digest != "" || s.User != "" || s.Unsafe != "" {
+				d.at(key, "args, env, dir, digest, user and unsafe are a command's", "has a url")
 			}
 		default:
 			for name := range s.Env {
@@ -275,7 +277,22 @@ func (c *Config) checkServers(d *decoder) {
 				}
 			}
 		}
-		d.oneOf(key+".protocol", s.Protocol, "auto", "legacy", "modern")
+		d.oneOf(key+".protocol", s.Protocol, "auto", "legacy", "modern", "sse")
+		if s.Idempotency.Header != "" && s.Idempotency.Meta != "" {
+			d.at(key+".idempotency", "", "needs either header or meta")
+		}
+		for j, network := range s.Allow {
+			if _, err := netip.ParsePrefix(network); err != nil {
+				d.at(fmt.Sprintf("%s.allow[%d]", key, j), "such as 10.1.0.0/16", "is not a network")
+			}
+		}
+		d.oneOf(key+".trust", s.Trust, "first_use", "review")
+		if s.Digest != "" && !digest.MatchString(s.Digest) {
+			d.at(key+".digest", "write sha256: and the 64 hex digits that sha256sum prints", "is not a digest")
+		}
+		if s.Unsafe != "" {
+			d.oneOf(key+".unsafe", s.Unsafe, "floating")
+		}
 		d.within(key+".timeout", s.Timeout, 100*time.Millisecond, time.Hour, "")
 		if s.MaxResponse < 1<<10 || s.MaxResponse > 256<<20 {
 			d.at(key+".max_response", "write a size from 1KiB to 256MiB", "is out of range")

@@ -41,6 +41,9 @@ type Config struct {
 
 	File string `yaml:"-"` // where it was read
 	Hash string `yaml:"-"` // "sha256:<hex>" of the file's bytes, for the record
+
+	path  string         // the file, as it was named
+	lines map[string]int // where each key stands
 }
 
 // Log is about the process's own log, not the audit log.
@@ -64,6 +67,7 @@ type Listener struct {
 	Hosts          []string `yaml:"hosts"`           // Host headers answered, beside the listener's own
 	Origins        []string `yaml:"origins"`         // Origin headers answered, beside the listener's own
 	MaxBody        Size     `yaml:"max_body"`        // of one request
+	Catalogue      string   `yaml:"catalogue"`       // how tools are shown: all, or search
 }
 
 // Console is the operators' listener.
@@ -267,13 +271,27 @@ type Server struct {
 	Args           []string          `yaml:"args"`
 	Env            map[string]string `yaml:"env"` // nothing secret; a credential's env is for that
 	Dir            Path              `yaml:"dir"`
-	Protocol       string            `yaml:"protocol"`        // auto, legacy or modern
+	Protocol       string            `yaml:"protocol"`        // auto, legacy, modern or sse
+	Allow          []string          `yaml:"allow"`           // networks that its address may be in, whatever they are
+	AllowPrivate   bool              `yaml:"allow_private"`   // its address may be in any private network
+	Idempotency    Idempotency       `yaml:"idempotency"`     // where it looks for a key of each call
 	Timeout        time.Duration     `yaml:"timeout"`         // of one call
 	MaxResponse    Size              `yaml:"max_response"`    // of one answer
 	Prefix         string            `yaml:"prefix"`          // before its tools' names, as agents see them; "none" for none
 	Meta           []string          `yaml:"meta"`            // keys of an agent's _meta that go to it
 	TargetArgument string            `yaml:"target_argument"` // the argument that names what is touched, for the record
+	Trust          string            `yaml:"trust"`           // in definitions that no admin accepted: first_use or review
+	Digest         string            `yaml:"digest"`          // of the command's program; another one is not started
+	User           string            `yaml:"user"`            // whom the child runs as, where we are root
+	Unsafe         string            `yaml:"unsafe"`          // "floating": the command may fetch whatever is newest
 	Credential     Credential        `yaml:"credential"`
+}
+
+// Idempotency is where a server looks for a key that tells whether it has seen a
+// call: one of the two.
+type Idempotency struct {
+	Header string `yaml:"header"` // of the HTTP request
+	Meta   string `yaml:"meta"`   // a key of _meta
 }
 
 // Credential is what a server is given, and for how long.
@@ -296,7 +314,7 @@ func (c Credential) IsZero() bool { return c.Engine == "" }
 func Default() *Config {
 	return &Config{
 		Log:        Log{Level: "info"},
-		Agent:      Listener{Listen: "127.0.0.1:8080", MaxBody: 1 << 20},
+		Agent:      Listener{Listen: "127.0.0.1:8080", MaxBody: 1 << 20, Catalogue: "all"},
 		Console:    Console{Listen: "127.0.0.1:8081"},
 		Management: Management{Listen: "127.0.0.1:8082"},
 		Audit:      Audit{CheckpointEvery: time.Second},
@@ -310,7 +328,7 @@ func Default() *Config {
 
 // defaults of an element of a list.
 func (s *Server) defaults() {
-	s.Protocol, s.Timeout, s.MaxResponse = "auto", 60*time.Second, 4<<20
+	s.Protocol, s.Timeout, s.MaxResponse, s.Trust = "auto", 60*time.Second, 4<<20, "first_use"
 	s.Credential.Mode = "task"
 }
 
@@ -357,7 +375,7 @@ func Parse(path string, text []byte) (*Config, []Problem) {
 	if len(d.problems) > 0 { // a check of half a config would blame the wrong line
 		return nil, d.sorted()
 	}
-	c.File, c.Hash = abs, hash(text)
+	c.File, c.Hash, c.path, c.lines = abs, hash(text), path, d.lines
 	c.fill()
 	c.check(d)
 	if len(d.problems) > 0 {

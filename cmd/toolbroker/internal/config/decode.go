@@ -59,13 +59,24 @@ func (d *decoder) problem(line int, key, hint, what string, args ...any) {
 
 // at reports a problem with a key that was read, or with the nearest key above it.
 func (d *decoder) at(key, hint, what string, args ...any) {
-	line, above := d.lines[key], key
+	d.problem(lineOf(d.lines, key), key, hint, what, args...)
+}
+
+// lineOf is where a key stands, or the nearest key above it.
+func lineOf(lines map[string]int, key string) int {
+	line, above := lines[key], key
 	for line == 0 && above != "" {
 		cut := strings.LastIndexAny(above, ".[")
 		above = above[:max(cut, 0)]
-		line = d.lines[above]
+		line = lines[above]
 	}
-	d.problem(line, key, hint, what, args...)
+	return line
+}
+
+// At is what whoever reads the files that a config names, or makes something of
+// its settings, found wrong with a key.
+func (c *Config) At(key, hint, what string, args ...any) Problem {
+	return Problem{c.path, lineOf(c.lines, key), key, fmt.Sprintf(what, args...), hint}
 }
 
 // has reports whether the file sets the key.

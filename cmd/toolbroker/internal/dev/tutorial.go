@@ -15,7 +15,7 @@ toolbroker dev is ready; Ctrl-C ends it. This is for trying out, on this machine
   agents     {{.File.MCP}}
   console    {{.File.Console}}
              log in as bob, password {{.Bob.Password}}     (may approve)
-                    or {{.Alice.Name}}, password {{.Alice.Password}}   (owns the tasks, so may not)
+                    or {{.Alice.Name}}, password {{.Alice.Password}}   (owns the tasks, so may not; ends them, and stops)
   policy     {{.File.PolicyFile}}     edit it: it takes effect when you save
   record     {{.File.AuditDir}}
   secrets    {{.Vault}}

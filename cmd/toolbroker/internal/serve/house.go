@@ -16,6 +16,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
@@ -31,6 +32,8 @@ import (
 	"toolbroker/authz"
 	"toolbroker/brokers"
 	"toolbroker/brokers/approvals"
+	"toolbroker/brokers/attempts"
+	"toolbroker/brokers/handles"
 	"toolbroker/brokers/identity"
 	"toolbroker/brokers/operators"
 	"toolbroker/brokers/secrets"
@@ -81,6 +84,8 @@ type House struct {
 	approvals *approvals.Approvals
 	secrets   *secrets.Broker
 	servers   *servers.Servers
+	sessions  *sessions.Sessions
+	attempts  *attempts.Attempts
 	operators *operators.Operators
 	identity  *identity.Identity
 	gateway   *gateway.Gateway
@@ -110,7 +115,7 @@ func New(ctx context.Context, cfg *config.Config, opts Options) (*House, error) 
 // open is in the order in which things need one another. The log is opened
 // first and closed last: nothing happens that it could not say.
 func (h *House) open(ctx context.Context) error {
-	noCoreDumps(h.log)
+	keepMemoryOurs(h.log)
 	if err := privateDir(string(h.cfg.DataDir)); err != nil {
 		return err
 	}
@@ -223,7 +228,7 @@ func (h *House) openPolicy(ctx context.Context) error {
 			h.record(ctx, gateway.Fact{Type: audit.PolicyLoaded, Policy: policyRef(p), Unbound: "a policy is nobody's task"})
 			h.log.Info("policy in force", "file", p.File(), "rows", p.Rows(), "revision", p.Revision())
 			if h.edge != nil {
-				h.edge.ToolsChanged()
+				h.edge.Changed()
 			}
 		},
 		OnReject: func(findings []authz.Finding) {
@@ -257,7 +262,7 @@ func (h *House) openBrokers(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("seal key: %w", err)
 	}
-	redisConfig := brokers.StoreConfig{Embedded: c.Redis.Embedded, Tenants: c.Tenants, SealKey: seal, AllowPlaintext: c.Redis.TLSProxy != ""}
+	redisConfig := brokers.StoreConfig{Embedded: c.Redis.Embedded, Tenants: c.Tenants, SealKey: seal, AllowPlaintext: c.Redis.TLSProxy != "", Log: h.log}
 	if !c.Redis.Embedded {
 		if redisConfig.URL, redisConfig.TLS, err = redisWay(c.Redis); err != nil {
 			return fmt.Errorf("redis: %w", err)
@@ -300,6 +305,14 @@ func (h *House) openBrokers(ctx context.Context) error {
 	if h.approvals, err = approvals.New(approvals.Config{Store: store, Recorder: h.recorder, UseWindow: c.Approvals.UseWindow, Log: h.log}); err != nil {
 		return err
 	}
+	for _, file := range []config.Path{c.Vault.TokenFile, c.Vault.AppRole.SecretIDFile} {
+		if file == "" {
+			continue
+		}
+		if err := private(string(file)); err != nil && !errors.Is(err, fs.ErrNotExist) { // Vault can be without one until we log in
+			return fmt.Errorf("vault: %w", err)
+		}
+	}
 	journal := ""
 	if c.Redis.Embedded {
 		journal = filepath.Join(string(c.DataDir), "leases.journal")
@@ -312,10 +325,17 @@ func (h *House) openBrokers(ctx context.Context) error {
 	}
 	if h.servers, err = servers.New(servers.Config{
 		Servers: downstreams(c, h.opts.StandIn), Tenants: c.Tenants, Discovery: h.discovery, Recorder: listening{h.recorder, h}, Logger: h.log, Version: h.opts.Version,
+		Store: store, Keep: filepath.Join(string(c.DataDir), "pins.json"), Changed: func() { h.edge.Changed() },
 	}); err != nil {
 		return err
 	}
-	open, err := sessions.New(sessions.Config{Store: store})
+	if h.sessions, err = sessions.New(sessions.Config{Store: store, MaxAnswer: max(4<<20, int(c.Agent.MaxBody)), Log: h.log}); err != nil {
+		return err
+	}
+	if h.attempts, err = attempts.New(attempts.Config{Store: store, Log: h.log}); err != nil {
+		return err
+	}
+	kept, err := handles.New(handles.Config{Store: store, MaxBytes: int(c.Agent.MaxBody) + largest(c), Log: h.log})
 	if err != nil {
 		return err
 	}
@@ -327,13 +347,17 @@ func (h *House) openBrokers(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	state, err := hkdf.Key(sha256.New, seal, nil, "toolbroker requestState v1", 32)
+	if err != nil {
+		return err
+	}
 	used, err := h.usedGrants()
 	if err != nil {
 		return err
 	}
 	h.gateway, err = gateway.New(gateway.Config{
-		Identity: h.identity, Tasks: h.tasks, Approvals: h.approvals, Leases: h.secrets, Servers: h.servers, Operators: h.operators, Sessions: open,
-		Recorder: h.recorder, Policy: h.policy, Kinds: kinds, Tenants: c.Tenants, ReferenceKey: reference,
+		Identity: h.identity, Tasks: h.tasks, Approvals: h.approvals, Leases: h.secrets, Servers: h.servers, Operators: h.operators, Sessions: h.sessions, Handles: kept,
+		Recorder: h.recorder, Policy: h.policy, Definitions: h.servers, Kinds: kinds, Tenants: c.Tenants, ReferenceKey: reference, StateKey: state, Search: c.Agent.Catalogue == "search",
 		Hold: c.Approvals.Hold, ApprovalTTL: c.Approvals.Expire, CallsPerSecond: float64(c.Limits.CallsPerSecond),
 		Held: c.Limits.HeldPerPrincipal, HeldTenant: c.Limits.HeldPerTenant, TenantDay: int64(c.Limits.TenantPerDay), Used: used, SyncOutcomes: c.Audit.SyncOutcomes, Logger: h.log,
 	})
@@ -350,7 +374,7 @@ type listening struct {
 func (l listening) Record(ctx context.Context, all ...gateway.Fact) error {
 	err := l.metered.Record(ctx, all...)
 	if slices.ContainsFunc(all, func(f gateway.Fact) bool { return f.Type == audit.ToolsSeen || f.Type == audit.ToolsChanged }) {
-		l.house.edge.ToolsChanged()
+		l.house.edge.Changed()
 	}
 	return err
 }
@@ -390,11 +414,15 @@ func (h *House) openDoors() error {
 	}
 	link := strings.TrimSuffix(or(c.Approvals.Link, h.ConsoleURL()), "/")
 	if h.edge, err = edge.New(edge.Config{
-		Gateway: h.gateway, Version: h.opts.Version, Hosts: hosts(h.agentURL(), c.Agent.Hosts), Origins: origins(h.agentURL(), c.Agent.Origins),
+		Gateway: h.gateway, Sessions: h.sessions, Attempts: h.attempts, Version: h.opts.Version, Hosts: hosts(h.agentURL(), c.Agent.Hosts), Origins: origins(h.agentURL(), c.Agent.Origins),
 		MaxBody: int64(c.Agent.MaxBody), Logger: h.log,
 		PublicURL: h.agentURL(), Issuers: authorizationServers(c), Scopes: oauthScopes(c), MTLS: agents.TLSConfig != nil,
 		ApprovalURL: func(tenant, id string) string {
 			return link + "/approvals/" + url.PathEscape(tenant) + "/" + url.PathEscape(id)
+		},
+		Decided: func(ctx context.Context, tenant, id string) error {
+			_, err := h.approvals.Wait(ctx, tenant, id)
+			return err
 		},
 	}); err != nil {
 		return err
@@ -418,6 +446,7 @@ func (h *House) Run(ctx context.Context) error {
 	var work sync.WaitGroup
 	for name, run := range map[string]func(context.Context) error{
 		"tasks": h.tasks.Run, "approvals": h.approvals.Run, "secrets": h.secrets.Run, "gateway": h.gateway.Run, "identity": h.identity.Run,
+		"sessions": h.sessions.Run, "attempts": h.attempts.Run,
 		"servers": func(ctx context.Context) error { h.servers.Run(ctx); return nil },
 	} {
 		work.Go(func() {
@@ -550,7 +579,9 @@ func (h *House) Ready(ctx context.Context) error {
 func (h *House) Gateway() *gateway.Gateway { return h.gateway }
 
 // Tools is a tenant's catalogue.
-func (h *House) Tools(tenant string) []gateway.Tool { return h.servers.Tools(tenant) }
+func (h *House) Tools(tenant string) []gateway.Tool {
+	return h.servers.Offered(tenant, gateway.SortTool)
+}
 
 // Operator is a configured operator.
 func (h *House) Operator(name string) (gateway.Operator, bool) { return h.operators.Human(name) }

@@ -79,7 +79,9 @@ func downstreams(c *config.Config, standIn bool) []servers.Server {
 	for _, s := range c.Servers {
 		d := servers.Server{
 			Name: s.Name, Tenants: s.Tenants, URL: s.URL, Env: s.Env, Dir: string(s.Dir), Protocol: servers.Protocol(s.Protocol),
-			Timeout: s.Timeout, MaxResponse: int64(s.MaxResponse), Meta: s.Meta, TargetArg: s.TargetArgument, Class: s.Credential.Class,
+			Timeout: s.Timeout, MaxResponse: int64(s.MaxResponse), Meta: s.Meta, Allow: s.Allow, AllowPrivate: s.AllowPrivate,
+			IdempotencyHeader: s.Idempotency.Header, IdempotencyMeta: s.Idempotency.Meta, TargetArg: s.TargetArgument, Class: s.Credential.Class,
+			Trust: servers.Trust(s.Trust), Digest: s.Digest, User: s.User, Floating: s.Unsafe == "floating",
 		}
 		if standIn && d.Class != "" {
 			d.Class = secrets.StandIn
@@ -97,6 +99,15 @@ func downstreams(c *config.Config, standIn bool) []servers.Server {
 		all = append(all, d)
 	}
 	return all
+}
+
+// largest is the most bytes that some server may answer with.
+func largest(c *config.Config) int {
+	most := 4 << 20
+	for _, s := range c.Servers {
+		most = max(most, int(s.MaxResponse))
+	}
+	return most
 }
 
 func taskKinds(c *config.Config) ([]gateway.TaskKind, error) {

@@ -1,0 +1,352 @@
+package servers
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"strings"
+	"sync"
+	"time"
+
+	"toolbroker/gateway"
+)
+
+// A desk is where what a server sends over one link is given to whom it is for:
+// answers to calls by their ids, and the rest to the call that it is about.
+type desk struct {
+	s       *server
+	version string       // negotiated, in the legacy era
+	caps    capabilities // what the server said that it can do; in the legacy era
+
+	mu      sync.Mutex
+	waiting map[int64]*waiter
+	last    int64 // the highest id that was given out
+	noise   int64 // bytes that answered none, since the last request and in the last minute
+	since   time.Time
+	strays  int // requests of the server's that belong to no call
+	topics  map[string]map[int64]func()
+	orders  chan struct{} // holds one: subscribing and logging levels change one at a time
+	level   string        // of log messages, as the server was last told
+
+	once   sync.Once
+	broken chan struct{} // closed when no call can be answered any more
+	why    error         // set before broken is closed
+}
+
+type waiter struct {
+	call   call
+	report chan message // notifications, for an agent that may be slower than the server
+	answer chan message
+}
+
+func newDesk(s *server) *desk {
+	return &desk{s: s, waiting: map[int64]*waiter{}, topics: map[string]map[int64]func(){}, orders: make(chan struct{}, 1), broken: make(chan struct{})}
+}
+
+func (d *desk) at() *desk { return d }
+
+func (d *desk) dead() bool {
+	select {
+	case <-d.broken:
+		return true
+	default:
+		return false
+	}
+}
+
+// fail notes that nothing more comes, and reports whether that is new.
+func (d *desk) fail(why error) (first bool) {
+	d.once.Do(func() {
+		d.why, first = why, true
+		close(d.broken)
+	})
+	return first
+}
+
+// join gives a call its id and place; leave takes it out. With shared, what it is
+// told and answered comes over a link that all calls share.
+func (d *desk) join(c call, shared bool) (id int64, w *waiter) {
+	w = &waiter{call: c}
+	if shared {
+		w.answer = make(chan message, 1)
+	}
+	if shared && c.hears != nil {
+		w.report = make(chan message, maxReports)
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	id = d.s.ids.Add(1)
+	d.waiting[id], d.last, d.noise = w, id, 0
+	return id, w
+}
+
+func (d *desk) leave(id int64) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	delete(d.waiting, id)
+}
+
+// await waits for a call's answer, and hands on what is told meanwhile. failed
+// turns the reason of a failure into the call's error; gone tells the server that
+// nobody waits any more.
+func (d *desk) await(ctx context.Context, id int64, w *waiter, failed func(error) error, gone func(id int64)) (message, error) {
+	for {
+		select {
+		case m := <-w.report:
+			if err := w.call.hears.note(m); err != nil {
+				gone(id)
+				return message{}, err
+			}
+		case m := <-w.answer:
+			return m, w.catchUp()
+		case <-d.broken:
+			select {
+			case m := <-w.answer: // it was the last thing the server said
+				return m, w.catchUp()
+			default:
+			}
+			return message{}, failed(d.why)
+		case <-ctx.Done():
+			err := failed(over(ctx))
+			if !errors.Is(err, gateway.ErrNotSent) {
+				gone(id)
+			}
+			return message{}, err
+		}
+	}
+}
+
+// catchUp hands on what was told before the answer.
+func (w *waiter) catchUp() error {
+	for {
+		select {
+		case m := <-w.report:
+			if err := w.call.hears.note(m); err != nil {
+				return err
+			}
+		default:
+			return nil
+		}
+	}
+}
+
+// take deals with a message that came over a link that all calls share; size is
+// how many bytes it took.
+func (d *desk) take(m message, size int, respond func(context.Context, []byte) error) error {
+	if m.response() {
+		return d.deliver(m, size)
+	}
+	w := d.whose(m)
+	if m.method == "notifications/progress" || m.method == "notifications/message" {
+		if w != nil {
+			select {
+			case w.report <- m:
+			default: // its agent does not keep up; what it is told may be lost
+			}
+		}
+		return d.ignore(size)
+	}
+	var h *hearing
+	if w != nil {
+		h = w.call.hears
+	}
+	if err := d.aside(m, h, respond); err != nil {
+		return err
+	}
+	return d.ignore(size)
+}
+
+func (d *desk) deliver(m message, size int) error {
+	id := numberOf(m.id)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	w := d.waiting[id]
+	if w == nil && (id <= 0 || id > d.last) {
+		return unusable("the server answered something that nobody asked")
+	}
+	if w == nil {
+		return d.ignored(size) // its caller is gone
+	}
+	delete(d.waiting, id)
+	w.answer <- m
+	return nil
+}
+
+// aside deals with what a server says beside its answers and is not for an agent
+// to hear. h is the call that it belongs to, or nil.
+func (d *desk) aside(m message, h *hearing, respond func(context.Context, []byte) error) error {
+	switch {
+	case m.method == "notifications/cancelled":
+		if h != nil {
+			h.withdraw(m.params)
+		}
+	case m.method == "notifications/resources/updated":
+		d.updated(m.params)
+	case m.notification():
+		d.s.heard(m.method)
+	case h != nil:
+		return h.ask(m, respond)
+	default:
+		r := pong
+		if m.method != "ping" {
+			r = notOurs
+			d.mu.Lock()
+			d.strays++
+			strays := d.strays
+			d.mu.Unlock()
+			if strays > maxAsks {
+				return unusable("the server asks too much")
+			}
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), goodbye)
+		defer cancel()
+		_ = respond(ctx, reply(m.id, r))
+	}
+	return nil
+}
+
+// whose finds the call that a message belongs to which came beside all calls: by
+// what it says, else the one call under way. Where there are several they must be
+// about the same tool, as what is asked is decided on the tool; any of them will do.
+func (d *desk) whose(m message) *waiter {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var found *waiter
+	var latest int64
+	for id, w := range d.waiting {
+		h := w.call.hears
+		if h == nil {
+			continue
+		}
+		switch {
+		case m.method == "notifications/progress":
+			if hasToken(m.params, h.token) {
+				return w
+			}
+		case m.method == "notifications/cancelled":
+			if h.asked(m.params) {
+				return w
+			}
+		case !h.private, found != nil && found.call.hears.about != h.about:
+			return nil
+		case id > latest:
+			found, latest = w, id
+		}
+	}
+	return found
+}
+
+// asked reports whether the agent is being asked what a cancellation names.
+func (h *hearing) asked(params json.RawMessage) bool {
+	all, _ := members(params)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, m := range all {
+		if m.name == "requestId" && h.open[string(m.value)] != nil {
+			return true
+		}
+	}
+	return false
+}
+
+func (d *desk) ignore(size int) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.ignored(size)
+}
+
+// ignored counts what answers nobody, so that a flood has an end. What a server says
+// of its own accord over days is none.
+func (d *desk) ignored(size int) error {
+	if now := time.Now(); now.Sub(d.since) > time.Minute {
+		d.noise, d.since = 0, now
+	}
+	if d.noise += int64(size) + 64; d.noise > d.s.MaxResponse {
+		return errNoise
+	}
+	return nil
+}
+
+// order runs f while nothing else changes what the server was told.
+func (d *desk) order(ctx context.Context, f func() error) error {
+	select {
+	case d.orders <- struct{}{}:
+	case <-ctx.Done():
+		return over(ctx)
+	}
+	defer func() { <-d.orders }()
+	return f()
+}
+
+// logs tells a legacy server which log messages the agent of this session wants.
+func (d *desk) logs(ctx context.Context, l link, level string) error {
+	if !validLevel(level) || !d.caps.logs() || l.speaks() != legacyEra {
+		return nil
+	}
+	return d.order(ctx, func() error {
+		if d.level == level {
+			return nil
+		}
+		m, err := l.do(ctx, call{method: "logging/setLevel", params: json.RawMessage(`{"level":"` + level + `"}`)})
+		if err == nil && m.fault == nil {
+			d.level = level
+		}
+		return err
+	})
+}
+
+// hear calls f whenever the server says that a resource was updated; it returns
+// what ends that, and reports whether somebody else still listens.
+func (d *desk) hear(uri string, f func()) (stop func() (others bool)) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	id := d.s.ids.Add(1)
+	if d.topics[uri] == nil {
+		d.topics[uri] = map[int64]func(){}
+	}
+	d.topics[uri][id] = f
+	return func() bool {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		if delete(d.topics[uri], id); len(d.topics[uri]) > 0 {
+			return true
+		}
+		delete(d.topics, uri)
+		return false
+	}
+}
+
+// updated tells who follows the resource that a notification names, or one that it
+// is a part of.
+func (d *desk) updated(params json.RawMessage) {
+	uri := textOf(params, "uri")
+	d.mu.Lock()
+	var tell []func()
+	for topic, all := range d.topics {
+		if uri == "" || topic != uri && !strings.HasPrefix(uri, strings.TrimSuffix(topic, "/")+"/") {
+			continue
+		}
+		for _, f := range all {
+			tell = append(tell, f)
+		}
+	}
+	d.mu.Unlock()
+	for _, f := range tell {
+		f()
+	}
+}
+
+// missed tells everyone who follows something: what was said meanwhile is lost.
+func (d *desk) missed() {
+	d.mu.Lock()
+	var tell []func()
+	for _, all := range d.topics {
+		for _, f := range all {
+			tell = append(tell, f)
+		}
+	}
+	d.mu.Unlock()
+	for _, f := range tell {
+		f()
+	}
+}

@@ -1,0 +1,348 @@
+package servers
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+
+	"github.com/mark3labs/mcp-go/mcp"
+
+	"toolbroker/gateway"
+)
+
+// heard takes a notification that a server sent beside a call.
+func (srv *server) heard(method string) {
+	if changed(method) {
+		for _, f := range srv.feeds {
+			f.nudge()
+		}
+	}
+}
+
+// changed reports whether a notification says that a list changed.
+func changed(method string) bool {
+	switch method {
+	case "notifications/tools/list_changed", "notifications/prompts/list_changed", "notifications/resources/list_changed":
+		return true
+	}
+	return false
+}
+
+// Forward sends a decided call and returns the answer.
+//
+// The answer's bytes are the server's own, except that keys in our name space
+// are gone from _meta and from an error's data, and that URIs are in the server's
+// name space. Progress and log messages go to s, the call's id being the token;
+// so does what f.Caps lets a legacy server ask, which stops the clock of the call.
+// An error that wraps ErrNotSent means that nothing of the call reached the server;
+// one that wraps context.DeadlineExceeded or context.Canceled says which it was. A
+// call is sent at most once, unless the server says that it speaks another era and
+// so did nothing.
+func (s *Servers) Forward(ctx context.Context, f gateway.Forward, out gateway.Stream) (gateway.Result, error) {
+	srv, err := s.of(f)
+	if err != nil {
+		return gateway.Result{}, err
+	}
+	done, err := srv.breaker.enter()
+	if err != nil {
+		return gateway.Result{}, fmt.Errorf("server %s: %w", srv.Name, notSent(err))
+	}
+	ctx, clock, stop := within(ctx, srv.Timeout)
+	h := &hearing{ctx: ctx, out: out, about: f.Method + " " + f.Tool.Name, private: private(srv, f), clock: clock}
+	defer h.end(stop)
+	if f.Progress && out != nil {
+		h.token = cmp.Or(f.CallID, rand.Text())
+	}
+	r, err := s.forward(ctx, srv, f, h)
+	if errors.Is(err, errMoved) { // it did nothing, so that asking again is not asking twice
+		r, err = s.forward(ctx, srv, f, h)
+	}
+	done(err)
+	if err != nil {
+		return gateway.Result{}, fmt.Errorf("server %s: %w", srv.Name, err)
+	}
+	return r, nil
+}
+
+// of finds the server of a call that may go there.
+func (s *Servers) of(f gateway.Forward) (*server, error) {
+	srv := s.servers[f.Tool.Server]
+	if srv == nil || !slices.Contains(srv.Tenants, f.Principal.Tenant) || f.Task.Tenant != "" && f.Task.Tenant != f.Principal.Tenant {
+		return nil, notSent(errors.New("no such server for this tenant"))
+	}
+	if f.Caps != nil && !object(f.Caps) {
+		return nil, notSent(errors.New("what the agent can be asked is not a JSON object"))
+	}
+	return srv, nil
+}
+
+// errMoved is of a server that speaks another era than it did, and says so.
+var errMoved = errors.New("the server speaks another era by now")
+
+func (s *Servers) forward(ctx context.Context, srv *server, f gateway.Forward, h *hearing) (gateway.Result, error) {
+	l, give, err := s.link(ctx, srv, f)
+	if err != nil {
+		srv.look() // perhaps it is another server by now
+		return gateway.Result{}, notSent(err)
+	}
+	defer give()
+	c, err := s.prepareCall(ctx, srv, l, f, h)
+	if err != nil {
+		return gateway.Result{}, notSent(err)
+	}
+	m, err := l.do(ctx, c)
+	if err != nil {
+		if status, ok := errors.AsType[statusError](err); ok && answered(err) && status < 500 && status != http.StatusTooManyRequests {
+			srv.look() // it does not know the session, or the era
+		}
+		return gateway.Result{}, err
+	}
+	e := l.speaks()
+	if m.fault != nil {
+		if e == modernEra && faultCode(m.fault) == codeVersion && srv.era.CompareAndSwap(int32(modernEra), int32(unknownEra)) {
+			srv.look()
+			return gateway.Result{}, notSent(errMoved)
+		}
+		return gateway.Result{Error: srv.renameFault(scrub(m.fault, "data"))}, nil
+	}
+	is, err := finished(f, e, m.result)
+	if err != nil {
+		return gateway.Result{}, err
+	}
+	return gateway.Result{Type: is, Raw: srv.rename(scrub(m.result, "_meta"))}, nil
+}
+
+// codeVersion is what a server says that does not speak the version of a request.
+const codeVersion = -32022
+
+// look has the server asked again what it is and offers.
+func (srv *server) look() {
+	for _, f := range srv.feeds {
+		f.nudge()
+	}
+}
+
+// prepareCall makes the request, and makes the link ready for what comes with it.
+func (s *Servers) prepareCall(ctx context.Context, srv *server, l link, f gateway.Forward, h *hearing) (call, error) {
+	e := envelope{token: h.token, key: srv.IdempotencyMeta}
+	once := f.Method == gateway.MethodCall || f.Method == ""
+	if !once {
+		e.key = ""
+	}
+	modern := l.speaks() == modernEra
+	if modern {
+		h.asks = nil // what the server needs it says in its answer
+		e.era = modernMeta(srv.version, f.Caps, f.LogLevel)
+	} else {
+		h.asks = mayAsk(beside(f))
+		switch f.Method {
+		case gateway.MethodTaskGet, gateway.MethodTaskUpdate, gateway.MethodTaskCancel:
+			return call{}, errors.New("the server that made the task speaks another era by now")
+		}
+		if h.out != nil && (h.asks != nil || f.LogLevel != "") {
+			if err := l.attend(ctx); err != nil {
+				return call{}, err
+			}
+		}
+		if err := l.at().logs(ctx, l, f.LogLevel); err != nil {
+			return call{}, err
+		}
+	}
+	params, err := callParams(f, e)
+	if err != nil {
+		return call{}, err
+	}
+	c := call{method: cmp.Or(f.Method, gateway.MethodCall), params: params, hears: h}
+	if srv.kind == overHTTP && modern {
+		c.header = headers(f, params)
+	}
+	if srv.IdempotencyHeader != "" && once {
+		if c.header == nil {
+			c.header = map[string]string{}
+		}
+		c.header[srv.IdempotencyHeader] = onceKey(f)
+	}
+	return c, nil
+}
+
+// beside is what a legacy server may ask while it works on a call: nothing of an
+// agent who could only be asked by the answer.
+func beside(f gateway.Forward) json.RawMessage {
+	if mcp.IsModernProtocol(f.Protocol) {
+		return nil
+	}
+	return f.Caps
+}
+
+// private reports whether the link of a call is its agent's own: a child is that
+// only where it may ask or tell the agent something, as what comes over its pipe
+// says nothing about whose it is.
+func private(srv *server, f gateway.Forward) bool {
+	return srv.kind == overHTTP || f.Caps != nil || f.LogLevel != ""
+}
+
+// link returns a way to the server for one call. In the modern era over HTTP
+// that is an address; else it is shared by calls of the same owner only, who can be
+// asked the same.
+func (s *Servers) link(ctx context.Context, srv *server, f gateway.Forward) (link, func(), error) {
+	if s.stopped.Err() != nil {
+		return nil, nil, errClosed
+	}
+	e := era(srv.era.Load())
+	if srv.kind == overHTTP && e == modernEra {
+		return newWeb(srv, f.Lease.Headers, true), func() {}, nil
+	}
+	k := key{server: srv.Name, tenant: f.Principal.Tenant, task: f.Task.ID, lease: f.Lease.ID}
+	if private(srv, f) {
+		k.principal, k.session = f.Principal.ID, f.Session
+	}
+	if e != modernEra {
+		k.caps = string(beside(f))
+	}
+	return s.pool.take(ctx, k, f.Lease.PerCall, func(ctx context.Context) (link, error) {
+		ctx, cancel := context.WithTimeout(ctx, srv.Timeout)
+		defer cancel()
+		return s.open(ctx, srv, f.Lease, beside(f), e)
+	})
+}
+
+// open opens a link in the era that the server was last seen to speak, and in
+// another where it answers that it does not any more.
+func (s *Servers) open(ctx context.Context, srv *server, lease gateway.Lease, caps json.RawMessage, e era) (link, error) {
+	if e == modernEra {
+		return s.dial(ctx, srv, lease, modernEra)
+	}
+	if e != unknownEra {
+		l, _, err := s.session(ctx, srv, lease, caps, e)
+		if err == nil || srv.Protocol != Auto || srv.kind == stdio || !answered(err) && !errors.Is(err, errRefused) && !errors.Is(err, errEra) {
+			return l, err
+		}
+	}
+	l, g, err := s.greet(ctx, srv, lease, caps)
+	if err == nil {
+		srv.era.Store(int32(g.era))
+	}
+	return l, err
+}
+
+// Follow implements [gateway.Servers]. What follows one resource over one session
+// shares it; a change that is told of while nobody took the last one counts once.
+func (s *Servers) Follow(ctx context.Context, f gateway.Forward, updated func()) error {
+	srv, err := s.of(f)
+	if err != nil {
+		return err
+	}
+	if err := s.follow(ctx, srv, f, updated); err != nil && ctx.Err() == nil {
+		return fmt.Errorf("server %s: %w", srv.Name, err)
+	}
+	return ctx.Err()
+}
+
+func (s *Servers) follow(ctx context.Context, srv *server, f gateway.Forward, updated func()) error {
+	l, give, err := s.link(ctx, srv, f)
+	if err != nil {
+		srv.look()
+		return notSent(err)
+	}
+	defer give()
+	told := make(chan struct{}, 1)
+	tell := func() {
+		select {
+		case told <- struct{}{}:
+		default:
+		}
+	}
+	ended := make(chan error, 1)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() { ended <- srv.subscribe(ctx, l, f.Tool.Name, tell) }()
+	for {
+		select {
+		case <-told:
+			updated()
+		case err := <-ended:
+			return err
+		}
+	}
+}
+
+// subscribe has a server tell when a resource changes, until ctx ends or it does
+// not any more.
+func (srv *server) subscribe(ctx context.Context, l link, uri string, tell func()) error {
+	d := l.at()
+	if l.speaks() == modernEra {
+		if srv.kind == stdio {
+			defer d.hear(uri, tell)()
+		}
+		ctx, cancel := context.WithCancelCause(ctx)
+		defer cancel(nil)
+		err := l.listen(ctx, filter{URIs: []string{uri}}, func() {}, func(m message) {
+			switch {
+			case m.method == "notifications/resources/updated":
+				tell()
+			case m.method == acknowledged && !follows(m.params, uri):
+				cancel(errNotOffered)
+			}
+		})
+		if why := context.Cause(ctx); errors.Is(why, errNotOffered) {
+			return why
+		}
+		return cmp.Or(err, errNoMore)
+	}
+	if !d.caps.subscribe() {
+		return notSent(errNotOffered)
+	}
+	if err := l.attend(ctx); err != nil {
+		return err
+	}
+	quoted, err := json.Marshal(uri)
+	if err != nil {
+		return err
+	}
+	params := json.RawMessage(`{"uri":` + string(quoted) + `}`)
+	stop := d.hear(uri, tell)
+	defer func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), goodbye)
+		defer cancel()
+		_ = d.order(ctx, func() error {
+			if stop() || l.dead() {
+				return nil
+			}
+			_, err := l.do(ctx, call{method: "resources/unsubscribe", params: params})
+			return err
+		})
+		stop()
+	}()
+	err = d.order(ctx, func() error {
+		ctx, cancel := context.WithTimeout(ctx, srv.Timeout)
+		defer cancel()
+		m, err := l.do(ctx, call{method: gateway.MethodSubscribe, params: params})
+		if err == nil && m.fault != nil {
+			err = errNotOffered
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	select {
+	case <-d.broken:
+		return d.why
+	case <-ctx.Done():
+		return over(ctx)
+	}
+}
+
+// follows reports whether a server that acknowledges a subscription took uri into it.
+// One that says nothing of it is believed.
+func follows(params json.RawMessage, uri string) bool {
+	var body struct {
+		Notifications *filter `json:"notifications"`
+	}
+	return json.Unmarshal(params, &body) != nil || body.Notifications == nil || slices.Contains(body.Notifications.URIs, uri)
+}

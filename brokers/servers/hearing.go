@@ -1,0 +1,221 @@
+package servers
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/go-json-experiment/json/jsontext"
+
+	"toolbroker/gateway"
+)
+
+const (
+	maxAsks   = 64 // requests of a server's during one of ours
+	maxAtOnce = 8  // of them, that an agent is asked at the same time
+)
+
+// A hearing is what the agent of one call hears and is asked while the call is
+// under way. It is over before Forward returns: nothing reaches the stream after.
+type hearing struct {
+	ctx     context.Context // the call's; what the agent is asked ends with it
+	out     gateway.Stream  // nil: nobody listens
+	token   string          // of the call's progress, or empty
+	about   string          // method and tool: calls that are about the same are told apart by nothing
+	asks    []string        // the methods that the server may ask
+	private bool            // nobody else's call is on this link
+	clock   *clock          // stands still while the agent is asked; nil: none
+
+	mu      sync.Mutex
+	over    bool
+	open    map[string]context.CancelFunc // what the agent is asked now, by the server's id
+	count   int
+	running sync.WaitGroup
+}
+
+// enter counts something that uses the stream, unless the call is over.
+func (h *hearing) enter() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.over || h.out == nil {
+		return false
+	}
+	h.running.Add(1)
+	return true
+}
+
+// end ends what the agent is asked, and returns when nothing uses the stream. What
+// the agent is just being told it may still hear, unless it takes long over it.
+func (h *hearing) end(stop func()) {
+	defer stop()
+	h.mu.Lock()
+	h.over = true
+	for _, cancel := range h.open {
+		cancel()
+	}
+	h.mu.Unlock()
+	defer time.AfterFunc(drain, stop).Stop()
+	h.running.Wait()
+}
+
+// note hands on a notification, if it is one about this call.
+func (h *hearing) note(m message) error {
+	if m.method == "notifications/progress" && !hasToken(m.params, h.token) || !object(m.params) || depth(m.params) > maxResultDepth {
+		return nil
+	}
+	if !h.enter() {
+		return nil
+	}
+	defer h.running.Done()
+	return h.out.Notify(h.ctx, m.method, scrub(m.params, "_meta"))
+}
+
+// ask answers a request of the server's: a ping by itself, what the agent may be
+// asked by the agent, beside the call, and the rest with a no. respond sends the
+// answer. An error means that the server asks too much.
+func (h *hearing) ask(m message, respond func(context.Context, []byte) error) error {
+	h.mu.Lock()
+	if h.count++; h.count > maxAsks {
+		h.mu.Unlock()
+		return unusable("the server asks too much")
+	}
+	id := string(m.id)
+	r := notOurs
+	switch {
+	case m.method == "ping":
+		r = pong
+	case h.over || h.out == nil || !slices.Contains(h.asks, m.method) || !readable(m) || h.open[id] != nil:
+	case len(h.open) >= maxAtOnce:
+		r = oneAtATime
+	default:
+		ctx, cancel := context.WithCancel(h.ctx)
+		if h.open == nil {
+			h.open = map[string]context.CancelFunc{}
+		}
+		h.open[id] = cancel
+		h.clock.hold()
+		h.running.Go(func() {
+			r := h.put(ctx, m)
+			gone := ctx.Err() != nil // nobody waits for it any more
+			cancel()
+			h.clock.run()
+			h.mu.Lock()
+			delete(h.open, id)
+			h.mu.Unlock()
+			if !gone {
+				_ = respond(h.ctx, reply(m.id, r)) // what becomes of the call shows whether it came
+			}
+		})
+		h.mu.Unlock()
+		return nil
+	}
+	h.mu.Unlock()
+	return respond(h.ctx, reply(m.id, r))
+}
+
+// put puts a server's request to the agent.
+func (h *hearing) put(ctx context.Context, m message) gateway.Result {
+	params := m.params
+	if params == nil {
+		params = json.RawMessage("{}")
+	}
+	r, err := h.out.Ask(ctx, m.method, scrub(params, "_meta"))
+	switch {
+	case errors.Is(err, gateway.ErrCannotAsk):
+		return notOurs
+	case err != nil:
+		return noAnswer
+	case r.Error != nil && validFault(r.Error):
+		return gateway.Result{Error: scrub(r.Error, "data")}
+	case r.Error == nil && object(r.Raw):
+		return gateway.Result{Raw: scrub(r.Raw, "_meta")}
+	}
+	return noAnswer
+}
+
+// readable reports whether what a server asks can be put to an agent.
+func readable(m message) bool {
+	return (m.params == nil || object(m.params)) && depth(m.params) <= maxResultDepth
+}
+
+// mayAsk lists what a server may ask an agent that declared caps.
+func mayAsk(caps json.RawMessage) (methods []string) {
+	var body map[string]json.RawMessage
+	if len(caps) == 0 || json.Unmarshal(caps, &body) != nil {
+		return nil
+	}
+	for name, method := range map[string]string{"elicitation": gateway.MethodElicit, "sampling": gateway.MethodSample, "roots": gateway.MethodRoots} {
+		if jsontext.Value(body[name]).Kind() == '{' {
+			methods = append(methods, method)
+		}
+	}
+	return methods
+}
+
+// withdraw ends a request that the server takes back, if it is this call's.
+func (h *hearing) withdraw(params json.RawMessage) {
+	all, err := members(params)
+	if err != nil {
+		return
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, m := range all {
+		if cancel := h.open[string(m.value)]; m.name == "requestId" && cancel != nil {
+			cancel()
+		}
+	}
+}
+
+// A clock ends a call that takes too long. What time an agent takes over a
+// question is not the server's.
+type clock struct {
+	mu    sync.Mutex
+	timer *time.Timer
+	left  time.Duration
+	since time.Time
+	held  int
+}
+
+// within returns a context that ends after d, and the clock that says so.
+func within(ctx context.Context, d time.Duration) (context.Context, *clock, func()) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	c := &clock{left: d, since: time.Now(), timer: time.AfterFunc(d, func() { cancel(context.DeadlineExceeded) })}
+	return ctx, c, func() { c.timer.Stop(); cancel(nil) }
+}
+
+func (c *clock) hold() {
+	if c == nil {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.held++; c.held == 1 && c.timer.Stop() {
+		c.left -= time.Since(c.since)
+	}
+}
+
+func (c *clock) run() {
+	if c == nil {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.held--; c.held == 0 {
+		c.since = time.Now()
+		c.timer.Reset(max(c.left, 0))
+	}
+}
+
+// over says how a call's context ended.
+func over(ctx context.Context) error {
+	why := ctx.Err()
+	if errors.Is(context.Cause(ctx), context.DeadlineExceeded) {
+		why = context.DeadlineExceeded
+	}
+	return fmt.Errorf("waiting for the server: %w", why)
+}

@@ -1,0 +1,349 @@
+package gateway
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/go-json-experiment/json/jsontext"
+
+	"toolbroker/authz"
+	"toolbroker/gateway/audit"
+)
+
+// What a server asks back is a decision of its own, and denied by default: it
+// could phish a human, or spend an agent's model, or learn what it was not told.
+var asks = map[string]struct {
+	action authz.Action
+	cap    string // the client capability behind it
+	say    string
+}{
+	MethodElicit: {authz.Elicit, "elicitation", "put a question to a human"},
+	MethodSample: {authz.Sample, "sampling", "use the agent's model"},
+	MethodRoots:  {authz.Roots, "roots", "see the agent's roots"},
+}
+
+const (
+	maxAsks   = 32 // of one call
+	maxRounds = 10 // of asking, within one call of a legacy agent; as clients give up too
+)
+
+// tasksExtension is the capability by which an agent takes handles.
+const tasksExtension = "io.modelcontextprotocol/tasks"
+
+// caps is what a server may ask of this agent: what the agent says that it can do,
+// without what policy could never let this tool ask.
+func (g *Gateway) caps(c *life) json.RawMessage {
+	if len(c.Caps) == 0 {
+		return nil
+	}
+	var all, extensions map[string]json.RawMessage
+	if json.Unmarshal(c.Caps, &all) != nil {
+		return nil
+	}
+	kept := map[string]json.RawMessage{}
+	for _, a := range asks {
+		if v, ok := all[a.cap]; ok && g.could(c.Principal, c.Task, c.Tool, a.action).Verdict != authz.Deny {
+			kept[a.cap] = v
+		}
+	}
+	if c.Later && json.Unmarshal(all["extensions"], &extensions) == nil && extensions[tasksExtension] != nil {
+		kept["extensions"], _ = json.Marshal(map[string]json.RawMessage{tasksExtension: extensions[tasksExtension]})
+	}
+	if len(kept) == 0 {
+		return nil
+	}
+	out, err := json.Marshal(kept)
+	if err != nil {
+		return nil
+	}
+	return out
+}
+
+// converse sends a call and sees to what the server asks before it answers. A
+// server that asks by its result is answered within the call where the agent can
+// be asked within it, and else by the agent's next call.
+func (g *Gateway) converse(ctx context.Context, c *life) (Result, error) {
+	f := Forward{
+		CallID: c.ID, Method: c.Method, Tool: c.Tool, Args: c.Args.raw, Meta: c.Args.outgoing(), Caps: g.caps(c), LogLevel: c.LogLevel,
+		Answers: c.Args.answers, Protocol: c.Protocol, Progress: c.Stream != nil && c.Args.progress, Principal: c.Principal, Task: c.Task, Session: c.Credential.Session, Lease: c.Lease,
+	}
+	if inner := c.Args.state.Inner; inner != nil {
+		f.State = *inner
+	}
+	back := &back{g: g, c: c, caps: f.Caps}
+	for range maxRounds {
+		r, err := g.Servers.Forward(ctx, f, back)
+		if err == nil && r.Error != nil {
+			err = g.mayRedirect(ctx, c, f.Caps, r.Error)
+		}
+		if err != nil || r.Error != nil {
+			return r, err
+		}
+		if r.Type != ResultInput {
+			return r, nil
+		}
+		w, err := readWants(r.Raw)
+		if err != nil {
+			return Result{}, err
+		}
+		if c.Protocol >= modern {
+			return g.passOn(ctx, c, r, w, f.Caps)
+		}
+		if f.Answers, err = back.askAll(ctx, w); err != nil {
+			return Result{}, err
+		}
+		if f.State = ""; w.state != nil {
+			f.State = *w.state
+		}
+	}
+	return Result{}, fmt.Errorf("%w: the server asks without end", ErrBadAnswer)
+}
+
+// mayRedirect decides about an error that sends a human to an address (-32042 of
+// 2025-11-25): it asks like an elicitation does.
+func (g *Gateway) mayRedirect(ctx context.Context, c *life, caps, fault json.RawMessage) error {
+	const required = -32042
+	var body struct {
+		Code int `json:"code"`
+		Data struct {
+			Elicitations []json.RawMessage `json:"elicitations"`
+		} `json:"data"`
+	}
+	if json.Unmarshal(fault, &body) != nil || body.Code != required {
+		return nil
+	}
+	if c.Request != nil {
+		caps = nil // nothing is asked about a call that was approved as it is
+	}
+	for _, e := range body.Data.Elicitations {
+		if err := g.decideAsk(ctx, c, caps, MethodElicit, e); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// wants is what an input_required asks for.
+type wants struct {
+	asks  map[string]want
+	keys  []string // of asks, sorted
+	state *string
+}
+
+type want struct {
+	Method string          `json:"method"`
+	Params json.RawMessage `json:"params"`
+}
+
+func readWants(raw json.RawMessage) (w wants, err error) {
+	var body struct {
+		Asks  map[string]want `json:"inputRequests"`
+		State *string         `json:"requestState"`
+	}
+	if json.Unmarshal(raw, &body) != nil || len(body.Asks) > maxAsks || len(body.Asks) == 0 && body.State == nil {
+		return w, fmt.Errorf("%w: what the server asks for cannot be read", ErrBadAnswer)
+	}
+	w.asks, w.state = body.Asks, body.State
+	for key := range body.Asks {
+		if key == ApprovalAnswer {
+			return w, fmt.Errorf("%w: the server asks in our name", ErrBadAnswer)
+		}
+		w.keys = append(w.keys, key)
+	}
+	slices.Sort(w.keys)
+	return w, nil
+}
+
+// passOn gives the agent what the server asks for, once each question is decided,
+// with our state around the server's. The agent's answers are a call of their own.
+func (g *Gateway) passOn(ctx context.Context, c *life, r Result, w wants, caps json.RawMessage) (Result, error) {
+	for _, key := range w.keys {
+		if err := g.decideAsk(ctx, c, caps, w.asks[key].Method, w.asks[key].Params); err != nil {
+			return Result{}, err
+		}
+	}
+	sealed, err := g.seal(c, state{Inner: w.state, Asked: w.keys})
+	if err != nil {
+		return Result{}, fmt.Errorf("%w: %w", ErrBadAnswer, err)
+	}
+	if r.Raw, err = replace(r.Raw, "requestState", sealed); err != nil {
+		return Result{}, fmt.Errorf("%w: %w", ErrBadAnswer, err)
+	}
+	return r, nil
+}
+
+// replace sets a text member of an object, and leaves every other byte of the
+// members as it is.
+func replace(object json.RawMessage, name, value string) (json.RawMessage, error) {
+	quoted, err := jsontext.AppendQuote(nil, value)
+	if err != nil {
+		return nil, err
+	}
+	d := jsontext.NewDecoder(bytes.NewReader(object))
+	if _, err := d.ReadToken(); err != nil {
+		return nil, err
+	}
+	out := []byte("{")
+	for d.PeekKind() == '"' {
+		key, err := d.ReadValue()
+		if err != nil {
+			return nil, err
+		}
+		key = key.Clone()
+		v, err := d.ReadValue()
+		if err != nil {
+			return nil, err
+		}
+		if text, _ := jsontext.AppendUnquote(nil, key); string(text) == name {
+			continue
+		}
+		out = append(append(append(append(out, key...), ':'), v...), ',')
+	}
+	if _, err := d.ReadToken(); err != nil {
+		return nil, err
+	}
+	out = append(append(out, `"`+name+`":`...), quoted...)
+	return append(out, '}'), nil
+}
+
+// decideAsk asks policy whether the server may ask this, now, and puts the answer
+// on record before the question leaves. Where a human would have to agree, nobody
+// waits: it is denied.
+func (g *Gateway) decideAsk(ctx context.Context, c *life, caps json.RawMessage, method string, params json.RawMessage) error {
+	a, known := asks[method]
+	var can map[string]json.RawMessage
+	_ = json.Unmarshal(caps, &can) // made by caps, or nil
+	n := c.asked.Add(1)
+	switch {
+	case !known:
+		return refuse(Downstream, errors.New("the server asks for what is not known here")).say("the tool's server asked for something that cannot be passed on")
+	case n > maxAsks:
+		return refuse(Downstream, errors.New("the server asks too much")).say("the tool's server asked too much")
+	case len(params) > 0 && jsontext.Value(params).Kind() != '{':
+		return refuse(Downstream, errors.New("what the server asks cannot be read")).say("the tool's server asked for something that cannot be passed on")
+	}
+	d := g.ask(c.Task, g.question(c.Principal, c.Task, c.Tool.ID(), a.action, asArgs(method, params)))
+	f := c.fact(audit.AskAllowed)
+	f.Call.Method, f.Decision, f.Args = method, &d, &ArgsRef{Bytes: len(params), Canonical: sha(params), Raw: sha(params)}
+	var refused *Refusal
+	switch {
+	case d.Verdict != authz.Allow:
+		refused = refuse(Denied, errors.New("the server asked to "+a.say)).say("the tool's server asked to " + a.say + ", which this task does not let it")
+	case can[a.cap] == nil:
+		refused = refuse(Downstream, errors.New("the server asked what the agent cannot answer")).say("the tool's server asked to " + a.say + ", which this client did not offer")
+	}
+	if refused != nil {
+		f.Type, f.Code, f.Detail = audit.AskDenied, refused.Code, refused.detail()
+		if err := g.Recorder.Record(context.WithoutCancel(ctx), f); err != nil {
+			return refuse(Internal, fmt.Errorf("record: %w", err))
+		}
+		return refused
+	}
+	if err := g.Recorder.Durable(ctx, f); err != nil {
+		return refuse(Internal, fmt.Errorf("record: %w", err))
+	}
+	return nil
+}
+
+// asArgs is what a condition reads of a question. An elicitation that says no mode
+// is a form, in every revision that has modes.
+func asArgs(method string, params json.RawMessage) json.RawMessage {
+	var all map[string]json.RawMessage
+	if method != MethodElicit || len(params) > 0 && json.Unmarshal(params, &all) != nil || all["mode"] != nil {
+		return params
+	}
+	if all == nil {
+		all = map[string]json.RawMessage{}
+	}
+	all["mode"] = json.RawMessage(`"form"`)
+	out, err := json.Marshal(all)
+	if err != nil {
+		return params
+	}
+	return out
+}
+
+// back is the way from a server to the agent during a call: every frame is blanked
+// before it leaves, and what is asked is decided first.
+type back struct {
+	g    *Gateway
+	c    *life
+	caps json.RawMessage
+}
+
+func (b *back) Notify(ctx context.Context, method string, params json.RawMessage) error {
+	if b.c.Stream == nil {
+		return nil
+	}
+	params, _, err := b.g.mesh.json(params)
+	if err != nil {
+		return nil // a frame that cannot be blanked is not sent; the call goes on
+	}
+	return b.c.Stream.Notify(ctx, method, params)
+}
+
+// Ask refuses whatever an approved call's server asks: what was approved are bytes
+// that are known, and an answer would be others.
+func (b *back) Ask(ctx context.Context, method string, params json.RawMessage) (Result, error) {
+	if b.c.Stream == nil {
+		return Result{}, ErrCannotAsk
+	}
+	caps := b.caps
+	if b.c.Request != nil {
+		caps = nil
+	}
+	if err := b.g.decideAsk(ctx, b.c, caps, method, params); err != nil {
+		return Result{}, fmt.Errorf("%w: %w", ErrCannotAsk, err)
+	}
+	params, _, err := b.g.mesh.json(params)
+	if err != nil {
+		return Result{}, fmt.Errorf("%w: %w", ErrCannotAsk, err)
+	}
+	r, err := b.c.Stream.Ask(ctx, method, params)
+	if err == nil {
+		err = b.c.keeps(r.Raw, r.Error)
+	}
+	f := b.c.fact(audit.AskAnswered)
+	f.Call.Method, f.Detail = method, answered(r, err)
+	if rerr := b.g.Recorder.Record(context.WithoutCancel(ctx), f); rerr != nil {
+		return Result{}, refuse(Internal, fmt.Errorf("record: %w", rerr))
+	}
+	return r, err
+}
+
+// answered says how, and nothing of what.
+func answered(r Result, err error) string {
+	var body struct {
+		Action string `json:"action"`
+	}
+	switch {
+	case err != nil:
+		return "no answer"
+	case r.Error != nil:
+		return "an error"
+	case json.Unmarshal(r.Raw, &body) == nil && slices.Contains([]string{"accept", "decline", "cancel"}, body.Action):
+		return body.Action
+	}
+	return "answered"
+}
+
+// askAll puts every question of a server to a legacy agent, one after another.
+func (b *back) askAll(ctx context.Context, w wants) (json.RawMessage, error) {
+	answers := map[string]json.RawMessage{}
+	for _, key := range w.keys {
+		r, err := b.Ask(ctx, w.asks[key].Method, w.asks[key].Params)
+		if refused, ok := errors.AsType[*Refusal](err); ok {
+			return nil, refused
+		}
+		if err != nil || r.Error != nil {
+			return nil, refuse(Downstream, errors.New("the server asked what the agent did not answer")).
+				say("the tool's server needs an answer that this client did not give")
+		}
+		answers[key] = r.Raw
+	}
+	return json.Marshal(answers)
+}

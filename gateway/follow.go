@@ -1,0 +1,111 @@
+package gateway
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+
+	"toolbroker/authz"
+)
+
+// Follow subscribes the caller to a resource, c.Name, and calls updated at each
+// change that the caller may still hear of then: each is decided again. It returns
+// when ctx, the task or the subscription ends; its error is always a [*Refusal].
+func (g *Gateway) Follow(ctx context.Context, in Call, updated func()) error {
+	in.Method = MethodSubscribe
+	c := &life{Call: in, ID: newID("call")}
+	if err := g.follow(ctx, c, updated); err != nil {
+		return g.refused(ctx, c, err)
+	}
+	return nil
+}
+
+func (g *Gateway) follow(ctx context.Context, c *life, updated func()) (err error) {
+	if c.Principal, err = g.Identify(ctx, c.Credential); err != nil {
+		return err
+	}
+	if err = g.limit(c.Principal); err != nil {
+		return err
+	}
+	if c.Task, err = g.running(ctx, &c.Principal, c.Credential); err != nil {
+		return err
+	}
+	defer g.takeOff(c.Task)()
+	ctx, stop := g.untilEnded(ctx, c.Task)
+	defer stop()
+	if c.Tool, err = g.resolve(c); err != nil {
+		return err
+	}
+	if c.Args, err = g.read(c); err != nil {
+		return err
+	}
+	if c.Decision, err = g.decide(c); err != nil {
+		return err
+	}
+	if err = g.recordDecision(ctx, c); err != nil {
+		return err
+	}
+	defer g.giveBack(ctx, c)
+	if c.Lease, err = g.lease(ctx, c); err != nil {
+		return err
+	}
+	if err = g.stillStands(ctx, c); err != nil {
+		return err
+	}
+	if err = g.recordUse(ctx, c); err != nil {
+		return err
+	}
+	c.Sent = g.now()
+	err = g.Servers.Follow(ctx, Forward{
+		CallID: c.ID, Method: c.Method, Tool: c.Tool, Args: c.Args.raw, Protocol: c.Protocol, Principal: c.Principal, Task: c.Task, Session: c.Credential.Session, Lease: c.Lease,
+	}, func() {
+		if g.mayHear(ctx, c) {
+			updated()
+		}
+	})
+	if err != nil && ctx.Err() == nil {
+		return g.recordFailure(ctx, c, fmt.Errorf("follow: %w", err))
+	}
+	return g.recordOutcome(ctx, c, Result{Raw: json.RawMessage("{}")}, 0)
+}
+
+// mayHear decides one delivery. What it refuses is counted: a server says how often
+// something changes.
+func (g *Gateway) mayHear(ctx context.Context, c *life) bool {
+	p := c.Principal
+	t, err := g.running(ctx, &p, c.Credential)
+	if err == nil && g.ask(t, g.question(p, t, c.Tool.ID(), authz.Subscribe, c.Args.raw)).Verdict == authz.Allow {
+		return true
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.count(count{kind: unheard, tenant: p.Tenant, who: p.ID})
+	return false
+}
+
+// Shown is a digest of what List would show, without a record of it: a notice that
+// a list changed is only sent to those for whom it did.
+func (g *Gateway) Shown(ctx context.Context, cred Credential, s Sort) (string, error) {
+	p, err := g.Identify(ctx, cred)
+	if err != nil {
+		return "", err
+	}
+	t, err := g.running(ctx, &p, cred)
+	if err != nil {
+		return "", err
+	}
+	sum := sha256.New()
+	for _, tool := range g.Servers.Offered(p.Tenant, s) {
+		if g.visible(p, t, tool).Verdict != authz.Deny {
+			fmt.Fprintf(sum, "%q %q\n", tool.Alias, tool.Hash)
+		}
+	}
+	if s == SortTool {
+		for _, tool := range g.offers(p, t) {
+			fmt.Fprintf(sum, "%q %q\n", tool.Alias, sha(tool.Definition))
+		}
+	}
+	return hex.EncodeToString(sum.Sum(nil)), nil
+}

@@ -1,0 +1,272 @@
+package gatewaytest
+
+import (
+	"context"
+	"encoding/json"
+	"slices"
+	"sync"
+	"time"
+
+	"toolbroker/gateway"
+)
+
+// Sessions is an in-memory gateway.Sessions.
+type Sessions struct {
+	mu       sync.Mutex
+	m        map[string]gateway.Session
+	asks     map[[2]string]chan gateway.Result
+	watchers map[int]func(session, request string, closed bool)
+	n        int
+}
+
+// NewSessions knows no session yet.
+func NewSessions() *Sessions {
+	return &Sessions{m: map[string]gateway.Session{}, asks: map[[2]string]chan gateway.Result{}, watchers: map[int]func(string, string, bool){}}
+}
+
+// Session implements gateway.Sessions.
+func (s *Sessions) Session(_ context.Context, id string) (gateway.Session, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if one, ok := s.m[id]; ok {
+		return one, nil
+	}
+	return gateway.Session{}, gateway.ErrNotFound
+}
+
+// Open implements gateway.Sessions.
+func (s *Sessions) Open(_ context.Context, id string, one gateway.Session) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.m[id] = one
+	return nil
+}
+
+// Change implements gateway.Sessions.
+func (s *Sessions) Change(_ context.Context, id string, f func(*gateway.Session)) (gateway.Session, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	one, ok := s.m[id]
+	if !ok {
+		return one, gateway.ErrNotFound
+	}
+	changed := one
+	changed.Follows = slices.Clone(one.Follows)
+	f(&changed)
+	one.LogLevel, one.Follows = changed.LogLevel, changed.Follows
+	s.m[id] = one
+	return one, nil
+}
+
+// Close implements gateway.Sessions.
+func (s *Sessions) Close(_ context.Context, id string) error {
+	s.mu.Lock()
+	delete(s.m, id)
+	s.mu.Unlock()
+	s.tell(id, "", true)
+	return nil
+}
+
+// EndTask implements gateway.Sessions.
+func (s *Sessions) EndTask(_ context.Context, tenant, task string) (int, error) {
+	s.mu.Lock()
+	var gone []string
+	for id, one := range s.m {
+		if one.Tenant == tenant && one.Task == task {
+			delete(s.m, id)
+			gone = append(gone, id)
+		}
+	}
+	s.mu.Unlock()
+	for _, id := range gone {
+		s.tell(id, "", true)
+	}
+	return len(gone), nil
+}
+
+// Expect implements gateway.Sessions.
+func (s *Sessions) Expect(_ context.Context, session, ask string) (func(context.Context) (gateway.Result, error), func(), error) {
+	k, answer := [2]string{session, ask}, make(chan gateway.Result, 1)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.asks[k] = answer
+	wait := func(ctx context.Context) (gateway.Result, error) {
+		select {
+		case r := <-answer:
+			return r, nil
+		case <-ctx.Done():
+			return gateway.Result{}, ctx.Err()
+		}
+	}
+	return wait, func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.asks[k] == answer {
+			delete(s.asks, k)
+		}
+	}, nil
+}
+
+// Answer implements gateway.Sessions.
+func (s *Sessions) Answer(_ context.Context, session, ask string, r gateway.Result) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	k := [2]string{session, ask}
+	answer, ok := s.asks[k]
+	if !ok {
+		return gateway.ErrNotFound
+	}
+	delete(s.asks, k)
+	answer <- r
+	return nil
+}
+
+// Cancel implements gateway.Sessions.
+func (s *Sessions) Cancel(_ context.Context, session, request string) error {
+	s.tell(session, request, false)
+	return nil
+}
+
+// Watch implements gateway.Sessions.
+func (s *Sessions) Watch(ctx context.Context, f func(session, request string, closed bool)) {
+	s.mu.Lock()
+	n := s.n
+	s.n++
+	s.watchers[n] = f
+	s.mu.Unlock()
+	<-ctx.Done()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.watchers, n)
+}
+
+func (s *Sessions) tell(session, request string, closed bool) {
+	s.mu.Lock()
+	var all []func(string, string, bool)
+	for _, f := range s.watchers {
+		all = append(all, f)
+	}
+	s.mu.Unlock()
+	for _, f := range all {
+		f(session, request, closed)
+	}
+}
+
+// Attempts is an in-memory gateway.Attempts that forgets nothing.
+type Attempts struct {
+	mu sync.Mutex
+	m  map[string]gateway.Attempt
+}
+
+// Broke implements gateway.Attempts.
+func (a *Attempts) Broke(_ context.Context, tenant, key string, one gateway.Attempt) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.m == nil {
+		a.m = map[string]gateway.Attempt{}
+	}
+	a.m[tenant+" "+key] = one
+	return nil
+}
+
+// Broken implements gateway.Attempts.
+func (a *Attempts) Broken(_ context.Context, tenant, key string) (gateway.Attempt, bool, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	one, ok := a.m[tenant+" "+key]
+	return one, ok, nil
+}
+
+// Handles is an in-memory gateway.Handles.
+type Handles struct {
+	Now  func() time.Time // nil for time.Now
+	Most int              // bytes of a result; 0 for any
+
+	mu    sync.Mutex
+	m     map[string]gateway.Handle
+	ended map[string]bool
+}
+
+// NewHandles keeps nothing yet.
+func NewHandles() *Handles {
+	return &Handles{m: map[string]gateway.Handle{}, ended: map[string]bool{}}
+}
+
+// Keep implements gateway.Handles.
+func (h *Handles) Keep(_ context.Context, one gateway.Handle) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if _, ok := h.m[one.Tenant+" "+one.ID]; ok || h.ended[one.Tenant+" "+one.Task] || h.expired(one) {
+		return gateway.ErrNotNow
+	}
+	one.Seq = 1
+	h.m[one.Tenant+" "+one.ID] = one
+	return nil
+}
+
+// Handle implements gateway.Handles.
+func (h *Handles) Handle(_ context.Context, tenant, id string) (gateway.Handle, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if one, ok := h.m[tenant+" "+id]; ok && !h.expired(one) {
+		return one, nil
+	}
+	return gateway.Handle{}, gateway.ErrNotFound
+}
+
+func (h *Handles) expired(one gateway.Handle) bool {
+	now := time.Now
+	if h.Now != nil {
+		now = h.Now
+	}
+	return !now().Before(one.Expires)
+}
+
+// Move implements gateway.Handles.
+func (h *Handles) Move(_ context.Context, one gateway.Handle) (gateway.Handle, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	was, ok := h.m[one.Tenant+" "+one.ID]
+	switch {
+	case !ok || h.expired(was):
+		return gateway.Handle{}, gateway.ErrNotFound
+	case was.Seq != one.Seq || was.Final():
+		return gateway.Handle{}, gateway.ErrNotNow
+	case h.Most > 0 && len(one.Result.Raw) > h.Most:
+		return gateway.Handle{}, gateway.ErrTooMany
+	}
+	one.Binding, one.Task, one.Call, one.Created = was.Binding, was.Task, was.Call, was.Created
+	one.Seq++
+	h.m[one.Tenant+" "+one.ID] = one
+	return one, nil
+}
+
+// EndTask implements gateway.Handles.
+func (h *Handles) EndTask(_ context.Context, tenant, task string) (int, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.ended[tenant+" "+task] = true
+	n := 0
+	for k, one := range h.m {
+		if one.Tenant == tenant && one.Task == task && !one.Final() && !h.expired(one) {
+			one.Status, one.Seq = gateway.HandleCancelled, one.Seq+1
+			h.m[k] = one
+			n++
+		}
+	}
+	return n, nil
+}
+
+var (
+	_ gateway.Sessions = (*Sessions)(nil)
+	_ gateway.Attempts = (*Attempts)(nil)
+	_ gateway.Handles  = (*Handles)(nil)
+)
+
+// Unasked is the part of a gateway.Stream whose agent cannot be asked.
+type Unasked struct{}
+
+// Ask implements gateway.Stream.
+func (Unasked) Ask(context.Context, string, json.RawMessage) (gateway.Result, error) {
+	return gateway.Result{}, gateway.ErrCannotAsk
+}

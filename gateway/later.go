@@ -1,0 +1,518 @@
+package gateway
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"crypto/subtle"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"toolbroker/authz"
+	"toolbroker/gateway/audit"
+)
+
+// What an agent comes back for. A handle holds a call's bytes and never a
+// credential: whoever comes back is identified again, must be who got it, on the
+// same task, and it is by that credential that a call which a human has agreed to
+// meanwhile walks the whole line. So nothing runs for an agent that is gone, whose
+// key was revoked, or whose task ended.
+
+const (
+	pollEvery = 5 * time.Second
+	runLease  = 10 * time.Second // a run that says nothing for so long has died
+	runBeat   = 2 * time.Second
+	runMost   = 30 * time.Minute
+	kept      = time.Hour // of what is decided or done, for an agent that is slow to ask
+)
+
+// newHandle returns 260 random bits.
+func newHandle() string { return strings.ToLower(rand.Text() + rand.Text()) }
+
+// keepHeld keeps a call that waits for a human, and gives the agent a handle.
+func (g *Gateway) keepHeld(ctx context.Context, c *life) (Result, error) {
+	return g.keep(ctx, c, Handle{
+		Approval: c.Request.ID, Message: "Waiting for human approval (" + c.Request.ID + ")", Poll: pollEvery, Expires: c.Request.Expires.Add(kept),
+	})
+}
+
+// finish is the last look at an answer before it is recorded: a server's task gets a
+// handle of ours, and a result that is not what its tool promises is noted.
+func (g *Gateway) finish(ctx context.Context, c *life, r Result) (Result, error) {
+	switch {
+	case r.Type == ResultTask:
+		return g.keepRemote(ctx, c, r)
+	case c.Tool.Promise == nil || r.Error != nil || r.Type == ResultInput || r.Failed():
+		return r, nil
+	}
+	var body struct {
+		Structured json.RawMessage `json:"structuredContent"`
+	}
+	if json.Unmarshal(r.Raw, &body) != nil || c.Tool.Promise(body.Structured) == nil {
+		return r, nil
+	}
+	f := c.fact(audit.ResultStrange)
+	f.Detail = "structuredContent is not what the tool's outputSchema says"
+	if err := g.Recorder.Record(context.WithoutCancel(ctx), f); err != nil {
+		g.Logger.Error("a strange result not recorded", "call", c.ID, "err", err)
+	}
+	return r, nil
+}
+
+// keepRemote keeps a task that a server made for a call, under a handle of ours:
+// the server's own would be anybody's who guesses it.
+func (g *Gateway) keepRemote(ctx context.Context, c *life, r Result) (Result, error) {
+	t, err := readRemote(r.Raw)
+	if err != nil || t.ID == "" || !c.Later {
+		return Result{}, fmt.Errorf("%w: a task that cannot be kept", ErrBadAnswer)
+	}
+	h := Handle{Server: c.Tool.Server, Remote: t.ID, Expires: g.now().Add(t.ttl())}
+	t.onto(&h)
+	if h.Final() || h.Status == HandleInput {
+		h.Status = HandleWorking // the next look says what it is, with its result or questions
+	}
+	if c.kept {
+		return Result{Type: ResultTask, Handle: &h}, nil
+	}
+	return g.keep(ctx, c, h)
+}
+
+func (g *Gateway) keep(ctx context.Context, c *life, h Handle) (Result, error) {
+	now := g.now().UTC()
+	h.ID, h.Tenant, h.Binding, h.Task = newHandle(), c.Principal.Tenant, who(c.Principal, c.Task), c.Task.ID
+	h.Status = cmp.Or(h.Status, HandleWorking)
+	h.Created, h.Updated = now, now
+	h.Call = StoredCall{Method: c.Method, Name: c.Name, Args: c.Args.raw, Meta: c.Meta, Caps: c.Caps, Protocol: c.Protocol}
+	h.State, h.Answers = c.State, c.Answers
+	if c.Task.Expires.Before(h.Expires) {
+		h.Expires = c.Task.Expires
+	}
+	if err := g.Handles.Keep(ctx, h); errors.Is(err, ErrNotNow) {
+		return Result{}, refuse(NoTask, errTaskEnded)
+	} else if errors.Is(err, ErrTooMany) {
+		return Result{}, refuse(TooMany, err).say("too many calls of this task wait already")
+	} else if err != nil {
+		return Result{}, refuse(Internal, fmt.Errorf("keep handle: %w", err))
+	}
+	h.Seq = 1
+	return Result{Type: ResultTask, Handle: &h}, nil
+}
+
+// Look returns what became of a handle (tasks/get), and carries its call out where a
+// human has agreed to it meanwhile. c.Name is the handle's id; of c only Credential,
+// Name, JSONRPCID and Protocol count. One that is not this caller's on this task is
+// [UnknownHandle].
+func (g *Gateway) Look(ctx context.Context, in Call) (Handle, error) {
+	in.Method = MethodTaskGet
+	return g.handled(ctx, in, func(ctx context.Context, c *life, h Handle) (Handle, error) {
+		switch {
+		case h.Final():
+			return h, nil
+		case h.Remote != "":
+			return g.lookRemote(ctx, c, h)
+		case h.Status == HandleInput:
+			return h, nil
+		case h.Run != "":
+			return g.alive(ctx, h)
+		}
+		return g.lookHeld(ctx, c, h)
+	})
+}
+
+// Update gives a handle's server the answers it waits for (tasks/update): c.Answers.
+func (g *Gateway) Update(ctx context.Context, in Call) (Handle, error) {
+	in.Method = MethodTaskUpdate
+	return g.handled(ctx, in, func(ctx context.Context, c *life, h Handle) (Handle, error) {
+		switch {
+		case h.Status != HandleInput:
+			return h, badArguments("this task waits for no input")
+		case h.Remote == "":
+			h.Answers, h.Status, h.Wants, h.Message = c.Answers, HandleWorking, nil, ""
+			return g.launch(ctx, c, h)
+		}
+		if err := g.remote(ctx, c, h, c.Answers); err != nil {
+			return h, err
+		}
+		h.Status, h.Wants, h.Updated = HandleWorking, nil, g.now().UTC()
+		return g.move(ctx, h)
+	})
+}
+
+// Withdraw cancels a handle (tasks/cancel): a call that was not sent yet never is.
+func (g *Gateway) Withdraw(ctx context.Context, in Call) (Handle, error) {
+	in.Method = MethodTaskCancel
+	return g.handled(ctx, in, func(ctx context.Context, c *life, h Handle) (Handle, error) {
+		if h.Final() {
+			return h, nil
+		}
+		if h.Remote != "" {
+			if err := g.remote(ctx, c, h, nil); err != nil {
+				return h, err
+			}
+		}
+		h.Status, h.Message, h.Wants, h.Updated = HandleCancelled, "cancelled by the agent", nil, g.now().UTC()
+		h, err := g.move(ctx, h)
+		if err == nil {
+			f := c.fact(audit.CallCancelled)
+			f.Detail = "the agent cancelled its handle"
+			if rerr := g.Recorder.Record(context.WithoutCancel(ctx), f); rerr != nil {
+				g.Logger.Error("cancelled handle not recorded", "call", c.ID, "err", rerr)
+			}
+		}
+		return h, err
+	})
+}
+
+// handled does something about a handle, for whoever got it.
+func (g *Gateway) handled(ctx context.Context, in Call, do func(context.Context, *life, Handle) (Handle, error)) (Handle, error) {
+	c := &life{Call: in, ID: newID("call")}
+	h, err := g.ofCaller(ctx, c)
+	if err == nil {
+		defer g.takeOff(c.Task)()
+		var stop func()
+		ctx, stop = g.untilEnded(ctx, c.Task)
+		defer stop()
+		defer g.giveBack(ctx, c)
+		h, err = do(ctx, c, h)
+	}
+	if err != nil {
+		return Handle{}, g.refused(ctx, c, err)
+	}
+	return h, nil
+}
+
+// ofCaller finds the handle that an identified caller names on its running task.
+func (g *Gateway) ofCaller(ctx context.Context, c *life) (h Handle, err error) {
+	if c.Principal, err = g.Identify(ctx, c.Credential); err != nil {
+		return h, err
+	}
+	if err = g.limit(c.Principal); err != nil {
+		return h, err
+	}
+	if c.Task, err = g.running(ctx, &c.Principal, c.Credential); err != nil {
+		return h, err
+	}
+	h, err = g.Handles.Handle(ctx, c.Principal.Tenant, c.Name)
+	if err != nil && !errors.Is(err, ErrNotFound) {
+		return h, refuse(Internal, fmt.Errorf("read handle: %w", err))
+	}
+	if err != nil || subtle.ConstantTimeCompare([]byte(h.Binding), []byte(who(c.Principal, c.Task))) != 1 {
+		return h, refuse(UnknownHandle, errors.New("no such handle of this caller's"))
+	}
+	return h, nil
+}
+
+func (g *Gateway) move(ctx context.Context, h Handle) (Handle, error) {
+	moved, err := g.Handles.Move(ctx, h)
+	switch {
+	case err == nil:
+		return moved, nil
+	case errors.Is(err, ErrNotNow): // somebody was quicker: what they made of it counts
+		if h, err = g.Handles.Handle(ctx, h.Tenant, h.ID); err == nil {
+			return h, nil
+		}
+		fallthrough
+	case errors.Is(err, ErrNotFound):
+		return h, refuse(UnknownHandle, err)
+	case errors.Is(err, ErrTooMany):
+		return h, refuse(Downstream, err).say("what the tool's server says of this task is too large to keep")
+	}
+	return h, refuse(Internal, fmt.Errorf("keep handle: %w", err))
+}
+
+// lookHeld asks what operators said.
+func (g *Gateway) lookHeld(ctx context.Context, c *life, h Handle) (Handle, error) {
+	r, err := g.Approvals.Get(ctx, h.Tenant, h.Approval)
+	if err != nil && !errors.Is(err, ErrNotFound) {
+		return h, refuse(Internal, fmt.Errorf("read approval: %w", err))
+	}
+	code := ApprovalExpires
+	if err == nil {
+		switch r.State {
+		case ApprovalPending:
+			return h, nil
+		case ApprovalGranted, ApprovalReserved:
+			return g.launch(ctx, c, h)
+		case ApprovalDenied:
+			code = DeniedByOperator
+		case ApprovalVoided, ApprovalConsumed: // an identical call used it up
+			code = Denied
+		}
+	}
+	return g.move(ctx, h.failed(refuse(code, nil), g.now()))
+}
+
+// failed says of a handle that its call was refused.
+func (h Handle) failed(r *Refusal, now time.Time) Handle {
+	body := map[string]any{"code": -32000, "message": string(r.Code) + ": " + r.Say}
+	body["data"] = map[string]any{"io.toolbroker/refusal": map[string]any{"code": r.Code, "call": r.CallID}}
+	h.Result.Error, _ = json.Marshal(body) // maps of strings and a number
+	h.Status, h.Message, h.Updated, h.Run = HandleFailed, string(r.Code), now.UTC(), ""
+	return h
+}
+
+// alive is a handle whose call runs, unless whoever ran it has died.
+func (g *Gateway) alive(ctx context.Context, h Handle) (Handle, error) {
+	if g.now().Before(h.RunUntil) {
+		return h, nil
+	}
+	r := refuse(InDoubt, nil)
+	r.CallID = h.Run
+	return g.move(ctx, h.failed(r, g.now()))
+}
+
+// launch begins to carry a handle's call out, by the credential that came back for
+// it, and does not wait.
+func (g *Gateway) launch(ctx context.Context, c *life, h Handle) (Handle, error) {
+	run := &life{ID: newID("call"), kept: true, Call: Call{
+		Credential: c.Credential, Method: h.Call.Method, Name: h.Call.Name, Args: h.Call.Args, Meta: h.Call.Meta, JSONRPCID: c.JSONRPCID,
+		Protocol: h.Call.Protocol, Caps: h.Call.Caps, State: h.State, Answers: h.Answers, Later: true,
+	}}
+	h.Run, h.RunUntil, h.Message, h.Updated = run.ID, g.now().Add(runLease), "", g.now().UTC()
+	claimed, err := g.move(ctx, h)
+	if err != nil || claimed.Run != run.ID {
+		return claimed, err
+	}
+	g.closing.Add(1)
+	go func() {
+		defer g.closing.Done()
+		g.run(context.WithoutCancel(ctx), run, claimed)
+	}()
+	return claimed, nil
+}
+
+// run carries a handle's call out and stores what came of it. A crash before that
+// leaves a run that says nothing any more: in doubt.
+func (g *Gateway) run(ctx context.Context, c *life, h Handle) {
+	ctx, cancel := context.WithTimeout(ctx, runMost)
+	defer cancel()
+	beating := make(chan Handle, 1)
+	done := make(chan struct{})
+	go func() { beating <- g.beat(ctx, h, done, cancel) }()
+
+	result, err := g.carry(ctx, c)
+	if err != nil && CodeOf(err) != PendingApproval {
+		err = g.refused(ctx, c, err)
+	}
+	close(done)
+	if h = <-beating; h.Final() {
+		return // withdrawn
+	}
+	h.Run, h.Updated = "", g.now().UTC()
+	switch {
+	case err != nil && CodeOf(err) == PendingApproval:
+		h.Approval, h.Message = c.Request.ID, "Waiting for human approval ("+c.Request.ID+")"
+	case err != nil:
+		h = h.failed(asRefusal(err), g.now())
+	case result.Handle != nil: // the server made a task of it
+		h.Server, h.Remote, h.Message = result.Handle.Server, result.Handle.Remote, result.Handle.Message
+	case result.Error != nil:
+		h.Status, h.Result = HandleFailed, result
+	case result.Type == ResultInput:
+		w, _ := readWants(result.Raw) // read before
+		h.Status, h.State = HandleInput, ""
+		h.Wants, _ = json.Marshal(w.asks) // was JSON
+		if w.state != nil {
+			h.State = *w.state
+		}
+	default:
+		h.Status, h.Result = HandleCompleted, result
+	}
+	keep, stop := context.WithTimeout(context.WithoutCancel(ctx), g.GiveBack)
+	defer stop()
+	_, err = g.Handles.Move(keep, h)
+	if errors.Is(err, ErrTooMany) {
+		r := refuse(Downstream, err).say("the call was done, but its result is too large to keep; do not repeat it")
+		r.CallID = c.ID
+		h.Result, h.Wants = Result{}, nil
+		_, err = g.Handles.Move(keep, h.failed(r, g.now()))
+	}
+	if err != nil {
+		g.Logger.Error("outcome of a kept call not kept; it will read as in doubt", "call", c.ID, "err", err)
+	}
+}
+
+// beat says that a run is alive until done is closed, and returns the handle as it
+// is then. It cancels a run whose handle was withdrawn.
+func (g *Gateway) beat(ctx context.Context, h Handle, done <-chan struct{}, cancel func()) Handle {
+	tick := time.NewTicker(runBeat)
+	defer tick.Stop()
+	stopped := g.stopped
+	for {
+		select {
+		case <-done:
+			return h
+		case <-stopped: // we are going down: what is not done in time is in doubt
+			cancel()
+			stopped = nil
+			continue
+		case <-tick.C:
+		}
+		h.RunUntil = g.now().Add(runLease)
+		moved, err := g.Handles.Move(ctx, h)
+		switch {
+		case err == nil:
+			h = moved
+		case errors.Is(err, ErrNotNow), errors.Is(err, ErrNotFound):
+			cancel()
+			h.Status = HandleCancelled
+			<-done
+			return h
+		}
+	}
+}
+
+// lookRemote asks a server what became of its task.
+func (g *Gateway) lookRemote(ctx context.Context, c *life, h Handle) (Handle, error) {
+	result, err := g.askRemote(ctx, c, h, nil)
+	if err != nil {
+		return h, err
+	}
+	was := h.Status
+	now := g.now().UTC()
+	if result.Error != nil {
+		h.Status, h.Result, h.Updated = HandleFailed, result, now
+		return g.move(ctx, h)
+	}
+	t, err := readRemote(result.Raw)
+	if err == nil && t.Status == HandleInput && len(t.Asks) == 0 { // what makes a task may leave them to this
+		err = fmt.Errorf("%w: a task that waits for nothing", ErrBadAnswer)
+	}
+	if err != nil {
+		return h, g.recordFailure(ctx, c, err)
+	}
+	for _, a := range t.Asks {
+		if err := g.decideAsk(ctx, c, g.caps(c), a.Method, a.Params); err != nil {
+			return h, err
+		}
+	}
+	t.onto(&h)
+	if h.Final() {
+		f := c.fact(audit.CallCompleted)
+		f.Outcome = &Outcome{Status: "ok", Bytes: len(h.Result.Raw), Digest: sha(h.Result.Raw), Latency: now.Sub(h.Created)}
+		if h.Status == HandleFailed {
+			f.Type, f.Outcome.Status, f.Outcome.Bytes, f.Outcome.Digest = audit.CallFailed, "downstream_error", len(h.Result.Error), sha(h.Result.Error)
+		}
+		if err := g.Recorder.Record(context.WithoutCancel(ctx), f); err != nil {
+			return h, refuse(Internal, fmt.Errorf("record outcome: %w", err))
+		}
+	}
+	if was == h.Status && !h.Final() {
+		return h, nil // nothing to remember
+	}
+	h.Updated = now
+	return g.move(ctx, h)
+}
+
+// remote tells a server something about its task.
+func (g *Gateway) remote(ctx context.Context, c *life, h Handle, answers json.RawMessage) error {
+	result, err := g.askRemote(ctx, c, h, answers)
+	if err == nil && result.Error != nil {
+		err = g.recordFailure(ctx, c, fmt.Errorf("%w: the server refused", ErrBadAnswer))
+	}
+	return err
+}
+
+// askRemote sends one request about a server's task, decided like the call that
+// made it. What an approved call's server asks later nobody has approved.
+func (g *Gateway) askRemote(ctx context.Context, c *life, h Handle, answers json.RawMessage) (Result, error) {
+	var err error
+	c.Call.Caps, c.Call.Later = h.Call.Caps, true
+	made := c.Call
+	made.Method, made.Name, made.Args, made.Meta, made.Answers, made.State = h.Call.Method, h.Call.Name, h.Call.Args, h.Call.Meta, nil, ""
+	look := &life{Call: made, ID: c.ID, Principal: c.Principal, Task: c.Task}
+	if look.Tool, err = g.resolve(look); err != nil {
+		return Result{}, err
+	}
+	if look.Tool.Server != h.Server {
+		return Result{}, refuse(UnknownHandle, errors.New("its tool is another server's now"))
+	}
+	if look.Args, err = g.read(look); err != nil {
+		return Result{}, err
+	}
+	c.Tool, c.Args = look.Tool, look.Args
+	if c.Decision, err = g.decide(look); err != nil {
+		return Result{}, err
+	}
+	if answers != nil && c.Decision.Verdict == authz.Approve {
+		return Result{}, refuse(Denied, errors.New("answers to an approved call")).say("a human approved this call without these answers; make a new call")
+	}
+	if err = c.keeps(answers); err != nil {
+		return Result{}, err
+	}
+	if c.Method != MethodTaskGet { // a look that changes nothing is no event
+		if err = g.recordDecision(ctx, c); err != nil {
+			return Result{}, err
+		}
+	}
+	if c.Lease, err = g.lease(ctx, c); err != nil {
+		return Result{}, err
+	}
+	if err = g.recordUse(ctx, c); err != nil {
+		return Result{}, err
+	}
+	c.Sent = g.now()
+	result, err := g.Servers.Forward(ctx, Forward{
+		CallID: c.ID, Method: c.Method, Tool: c.Tool, Remote: h.Remote, Answers: answers, Caps: g.caps(c), Protocol: h.Call.Protocol,
+		Principal: c.Principal, Task: c.Task, Session: c.Credential.Session, Lease: c.Lease,
+	}, &back{g: g, c: c})
+	if err == nil {
+		result, _, err = g.mesh.result(result)
+	}
+	if err != nil {
+		return Result{}, g.recordFailure(ctx, c, err)
+	}
+	return result, nil
+}
+
+// remote is a task of the MCP tasks extension as its server tells of it.
+type remoteTask struct {
+	ID      string          `json:"taskId"`
+	Status  string          `json:"status"`
+	Message string          `json:"statusMessage"`
+	TTL     *int64          `json:"ttlMs"`
+	Poll    *int64          `json:"pollIntervalMs"`
+	Result  json.RawMessage `json:"result"`
+	Error   json.RawMessage `json:"error"`
+	Asks    map[string]want `json:"inputRequests"`
+	asks    json.RawMessage
+}
+
+func readRemote(raw json.RawMessage) (t remoteTask, err error) {
+	bad := fmt.Errorf("%w: a task that cannot be read", ErrBadAnswer)
+	if json.Unmarshal(raw, &t) != nil || len(t.ID) > 512 || len(t.Asks) > maxAsks {
+		return t, bad
+	}
+	switch t.Status {
+	case HandleWorking, HandleCancelled:
+	case HandleInput:
+		if t.asks, err = json.Marshal(t.Asks); err != nil {
+			return t, bad
+		}
+	case HandleCompleted, HandleFailed:
+	default:
+		return t, bad
+	}
+	return t, nil
+}
+
+// ttl is how long the server keeps it, within what we keep.
+func (t remoteTask) ttl() time.Duration {
+	const most = 24 * time.Hour
+	if t.TTL == nil || *t.TTL <= 0 || *t.TTL > most.Milliseconds() {
+		return most
+	}
+	return time.Duration(*t.TTL) * time.Millisecond
+}
+
+// onto writes what the server says onto a handle.
+func (t remoteTask) onto(h *Handle) {
+	h.Status, h.Message, h.Wants = t.Status, clipTo(t.Message, 500), t.asks
+	h.Result = Result{Raw: t.Result, Error: t.Error}
+	if h.Poll = pollEvery; t.Poll != nil && *t.Poll >= 0 && *t.Poll < pollEvery.Milliseconds()*100 {
+		h.Poll = time.Duration(*t.Poll) * time.Millisecond
+	}
+}

@@ -1,0 +1,145 @@
+package gateway
+
+import (
+	"bytes"
+	"cmp"
+	"encoding/json"
+	"errors"
+	"strings"
+
+	"toolbroker/authz"
+	"toolbroker/gateway/audit"
+)
+
+// A way is what a method of MCP means here: the sort of thing it is about, and
+// the action that policy is asked about.
+type way struct {
+	sort   Sort
+	action authz.Action
+}
+
+var ways = map[string]way{
+	MethodCall:      {SortTool, authz.Call},
+	MethodRead:      {SortResource, authz.Read},
+	MethodGet:       {SortPrompt, authz.Get},
+	MethodComplete:  {"", authz.Complete}, // of what its ref names
+	MethodSubscribe: {SortResource, authz.Subscribe},
+}
+
+// shows is the action by which each sort is listed: where it could be granted.
+var shows = map[Sort]authz.Action{SortTool: authz.List, SortResource: authz.Read, SortTemplate: authz.Read, SortPrompt: authz.Get}
+
+// way is what the call is about. One that is about nothing has no sort.
+func (c *life) way() way {
+	w := ways[c.Method]
+	if w.action == authz.Complete && (c.Ref == SortPrompt || c.Ref == SortTemplate) {
+		w.sort = c.Ref
+	}
+	return w
+}
+
+// visible reports whether policy and scopes could let this task use a thing in
+// the usual way. What is not is not listed, and answers like what is not there.
+func (g *Gateway) visible(p Principal, t Task, tool Tool) authz.Decision {
+	return g.could(p, t, tool, shows[cmp.Or(tool.Sort, SortTool)])
+}
+
+func (g *Gateway) could(p Principal, t Task, tool Tool, a authz.Action) authz.Decision {
+	q := g.question(p, t, tool.ID(), a, nil)
+	q.Could = true
+	return g.ask(t, q)
+}
+
+// resolve finds what the call is about, if this task may see it. What it returns
+// beside a refusal is for the record; the agent reads the same words for both.
+func (g *Gateway) resolve(c *life) (Tool, error) {
+	w := c.way()
+	if w.sort == "" {
+		return Tool{Server: audit.Unknown, Name: clip(c.Name)}, badArguments("there is no such method, or its ref names neither a prompt nor a template")
+	}
+	if w.sort == SortTool {
+		if t, ok := g.offer(c); ok {
+			return t, nil
+		}
+	}
+	t, ok := g.Servers.Resolve(c.Principal.Tenant, w.sort, c.Name)
+	if !ok {
+		return Tool{Server: audit.Unknown, Name: clip(c.Name)}, refuse(UnknownTool, errors.New("nothing of that name"))
+	}
+	d := g.visible(c.Principal, c.Task, t)
+	if d.Verdict == authz.Deny && w.action != authz.Call {
+		d = g.could(c.Principal, c.Task, t, w.action)
+	}
+	if d.Verdict == authz.Deny {
+		c.Decision = d
+		return t, refuse(UnknownTool, errors.New("hidden from this task"))
+	}
+	if w.sort != SortTool {
+		t.Schema = schemaOf(c.Method, t)
+	}
+	return t, nil
+}
+
+// input is the object that is decided on. Where MCP has no arguments it is made
+// here: of a resource its URI, which is also what is touched.
+func (c *life) input() (Call, string) {
+	in := c.Call
+	if c.way().sort != SortResource {
+		return in, ""
+	}
+	in.Args, _ = json.Marshal(map[string]string{"uri": c.Tool.Name}) // a map of strings
+	return in, clipTo(c.Tool.Name, 200)
+}
+
+// schemaOf says which arguments a thing that is no tool declares.
+func schemaOf(method string, t Tool) json.RawMessage {
+	if method == MethodComplete {
+		return json.RawMessage(`{"type":"object","properties":{"argument":{"type":"object","properties":{"name":{"type":"string"},"value":{"type":"string"}}},` +
+			`"context":{"type":"object","properties":{"arguments":{"type":"object","additionalProperties":{"type":"string"}}}}}}`)
+	}
+	if t.Sort != SortPrompt {
+		return json.RawMessage(`{"type":"object","properties":{"uri":{"type":"string"}}}`)
+	}
+	var prompt struct {
+		Arguments []struct {
+			Name string `json:"name"`
+		} `json:"arguments"`
+	}
+	_ = json.Unmarshal(t.Definition, &prompt) // what cannot be read declares nothing
+	props := map[string]any{}
+	for _, a := range prompt.Arguments {
+		props[a.Name] = map[string]string{"type": "string"}
+	}
+	out, err := json.Marshal(map[string]any{"type": "object", "properties": props})
+	if err != nil {
+		return nil
+	}
+	return out
+}
+
+// checkShape holds arguments that no schema of a server's covers to what MCP says
+// they are: those of prompts are strings, and a completion names one argument.
+func (c *life) checkShape(raw json.RawMessage) error {
+	var all map[string]json.RawMessage
+	switch c.Method {
+	case MethodGet:
+		if json.Unmarshal(raw, &all) != nil {
+			return badArguments("arguments must be a JSON object")
+		}
+		for name, v := range all {
+			if !isString(v) {
+				return badArguments("a prompt's arguments are strings, and %s is not", quoteName(name))
+			}
+		}
+	case MethodComplete:
+		var argument map[string]json.RawMessage
+		if json.Unmarshal(raw, &all) != nil || json.Unmarshal(all["argument"], &argument) != nil || !isString(argument["name"]) || !isString(argument["value"]) {
+			return badArguments("argument must be an object whose name and value are strings")
+		}
+	}
+	return nil
+}
+
+func isString(raw json.RawMessage) bool {
+	return strings.HasPrefix(string(bytes.TrimLeft(raw, " \t\r\n")), `"`)
+}
