@@ -65,14 +65,20 @@ func goDiscovers(t *testing.T, url, era string) agent {
 // testdata/discover.mjs.
 func jsDiscovers(t *testing.T, url, era string) agent {
 	t.Helper()
-	packages := os.Getenv("TOOLBROKER_NPM")
-	node, err := exec.LookPath("node")
-	need(t, "node, or TOOLBROKER_NPM", err == nil && packages != "")
 	mode := era
 	if era < "2026" {
 		mode = "legacy"
 	}
-	cmd := exec.Command(node, filepath.Join("testdata", "discover.mjs"), url, mode)
+	return scripted(t, era, nil, "discover.mjs", url, mode)
+}
+
+// scripted is a client in a process of its own, by a script of testdata that says
+// which revision it speaks and then does as it is asked, line by line.
+func scripted(t *testing.T, era string, env []string, script string, args ...string) agent {
+	t.Helper()
+	_, node := npm(t)
+	cmd := exec.Command(node, append([]string{filepath.Join("testdata", script)}, args...)...)
+	cmd.Env = append(os.Environ(), env...)
 	problems := &lockedBuffer{}
 	cmd.Stderr = problems
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}

@@ -211,7 +211,7 @@ p, agent:*, *,    *, task:work,      start,    , allow
 		}
 	}
 	slices.Sort(left)
-	remembered := regexp.MustCompile(`^tb:\{acme\}:(task|approvals-over|leases-over):ID$`) // records, and that it is over
+	remembered := regexp.MustCompile(`^tb:\{acme\}:(task|approvals-over|leases-over|handles-over):ID$`) // records, and that it is over
 	for _, key := range left {
 		if !remembered.MatchString(key) {
 			t.Errorf("left in Redis: %s", key)
