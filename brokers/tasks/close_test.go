@@ -183,7 +183,7 @@ func TestClosingWithoutAReplica(t *testing.T) {
 		if took := time.Since(began); took < tasks.GiveUp {
 			t.Errorf("given up after %v", took)
 		}
-		if alerts := facts.Of(audit.TaskEndUnproven); len(alerts) != 1 || alerts[0].Task.ID != "task-1" || !strings.Contains(fmt.Sprint(alerts[0].Closing.Unproven), "replica r2") {
+		if alerts := unproven(facts, "task-1:unproven:r1"); len(alerts) != 1 || !strings.Contains(fmt.Sprint(alerts[0].Closing.Unproven), "replica r2") {
 			t.Errorf("alerts: %+v", alerts)
 		}
 	})
@@ -332,7 +332,7 @@ func TestAStopOutlivesWhoSetIt(t *testing.T) {
 // ended the task above it.
 func TestAStopIsAboutWhatHangsOnATask(t *testing.T) {
 	top := task("acme", "task-1")
-	top.StartedBy = "ci" // whoever starts it
+	top.Own, top.OwnFor = true, "bob"
 	child := task("acme", "task-2")
 	child.Principal, child.Owner, child.OnBehalfOf, child.StartedBy = "agent:b", "dave", "carol", "agent:a"
 	child.Parent, child.Ancestors = top.ID, []gateway.Ancestor{top.Ancestor()}

@@ -46,7 +46,14 @@ func (r *Tasks) End(ctx context.Context, tenant, id string, e gateway.Ending) (g
 	if len(e.By)+len(e.Why) > maxText {
 		return gateway.Task{}, fmt.Errorf("end task: too much text")
 	}
-	return r.finish(ctx, ref{tenant, id}, e)
+	t, err := r.finish(ctx, ref{tenant, id}, e)
+	if err == nil && t.Implicit && e.As == gateway.TaskEnded {
+		// What its stop is about ends with it. It is set, so should this fail a sweep does it.
+		if err := r.readStops(ctx, tenant); err == nil {
+			_ = r.sweepStop(ctx, tenant, stopField(gateway.StopStanding, standingOf(t)))
+		}
+	}
+	return t, err
 }
 
 // finish begins the end or the expiry of a task; whoever comes second returns
