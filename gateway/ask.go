@@ -223,7 +223,7 @@ func (g *Gateway) decideAsk(ctx context.Context, c *life, caps json.RawMessage, 
 		return refuse(Downstream, errors.New("the server asks for what is not known here")).say("the tool's server asked for something that cannot be passed on")
 	case n > maxAsks:
 		return refuse(Downstream, errors.New("the server asks too much")).say("the tool's server asked too much")
-	case len(params) > 0 && jsontext.Value(params).Kind() != '{':
+	case len(params) > 0 && (jsontext.Value(params).Kind() != '{' || ambiguous(params)):
 		return refuse(Downstream, errors.New("what the server asks cannot be read")).say("the tool's server asked for something that cannot be passed on")
 	}
 	d := g.ask(c.Task, g.question(c.Principal, c.Task, c.Tool.ID(), a.action, asArgs(method, params)))
@@ -247,6 +247,23 @@ func (g *Gateway) decideAsk(ctx context.Context, c *life, caps json.RawMessage, 
 		return refuse(Internal, fmt.Errorf("record: %w", err))
 	}
 	return nil
+}
+
+// ambiguous reports whether some client would read a question otherwise than a
+// condition does: names that differ only in case are one name to some decoders.
+func ambiguous(params json.RawMessage) bool {
+	var all map[string]json.RawMessage
+	if json.Unmarshal(params, &all) != nil {
+		return true
+	}
+	for name := range all {
+		for _, read := range []string{"mode", "url", "message", "requestedSchema"} {
+			if name != read && fold(name) == fold(read) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // asArgs is what a condition reads of a question. An elicitation that says no mode

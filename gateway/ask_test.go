@@ -61,6 +61,7 @@ func TestAsk(t *testing.T) {
 		"another action":    {elicitRows, gateway.MethodSample, `{}`, everyCap, false, "tool.ask.denied:denied"},
 		"not declared":      {elicitRows, gateway.MethodElicit, `{"message":"?"}`, `{"sampling":{}}`, false, "tool.ask.denied:downstream"},
 		"nothing that is":   {elicitRows, "elicitation/other", `{}`, everyCap, false, ""},
+		"read two ways":     {elicitRows, gateway.MethodElicit, `{"Mode":"url","url":"https://evil.example"}`, everyCap, false, ""},
 		"not to be read":    {elicitRows, gateway.MethodElicit, `[1]`, everyCap, false, ""},
 		"where a human has": {"p, agent:a, acme, work, files/read, elicit, , approve", gateway.MethodElicit, `{}`, everyCap, false, "tool.ask.denied:denied"},
 	} {

@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"crypto/rand"
@@ -10,6 +11,8 @@ import (
 	"fmt"
 	"strings"
 	"time"
+
+	"github.com/go-json-experiment/json/jsontext"
 
 	"toolbroker/authz"
 	"toolbroker/gateway/audit"
@@ -443,12 +446,21 @@ func (g *Gateway) askRemote(ctx context.Context, c *life, h Handle, answers json
 	if err = c.keeps(answers); err != nil {
 		return Result{}, err
 	}
+	if answers != nil { // as strictly as arguments
+		if err = (&reader{dec: jsontext.NewDecoder(bytes.NewReader(answers))}).value(nil, 0); err != nil {
+			return Result{}, err
+		}
+	}
 	if c.Method != MethodTaskGet { // a look that changes nothing is no event
 		if err = g.recordDecision(ctx, c); err != nil {
 			return Result{}, err
 		}
 	}
 	if c.Lease, err = g.lease(ctx, c); err != nil {
+		return Result{}, err
+	}
+	look.Decision = c.Decision
+	if err = g.stillStands(ctx, look); err != nil { // a queue for a lease can take seconds
 		return Result{}, err
 	}
 	if err = g.recordUse(ctx, c); err != nil {

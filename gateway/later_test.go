@@ -186,6 +186,11 @@ func TestAServersTask(t *testing.T) {
 		t.Errorf("a question that policy denies: %v", err)
 	}
 	h.Policy.Set(gatewaytest.Text + elicitRows)
+	twice := about(kept.ID)
+	twice.Answers = json.RawMessage(`{"k":{"action":"accept","action":"decline"}}`)
+	if _, err := h.Update(t.Context(), twice); codeOf(err) != gateway.BadArguments {
+		t.Errorf("answers that are read two ways: %v", err)
+	}
 	answers := about(kept.ID)
 	answers.Answers = json.RawMessage(`{"k":{"action":"accept"}}`)
 	if _, err := h.Update(t.Context(), answers); err != nil {
