@@ -7,6 +7,7 @@ package authz
 
 import (
 	"encoding/json"
+	"strconv"
 	"time"
 )
 
@@ -76,6 +77,17 @@ type Rule struct {
 	Text string `json:"text"` // the row as written
 }
 
+// String is the rule as a record cites it.
+func (r Rule) String() string { return r.File + ":" + strconv.Itoa(r.Line) + ": " + r.Text }
+
+func cite(rules []Rule) []string {
+	all := make([]string, len(rules))
+	for i, r := range rules {
+		all[i] = r.String()
+	}
+	return all
+}
+
 // A Requirement is someone who must agree before a call runs.
 type Requirement struct {
 	N     int    `json:"n"`               // how many, at least 1
@@ -83,10 +95,12 @@ type Requirement struct {
 	Rule  Rule   `json:"rule"`            // the row that asks
 }
 
-// A Decision is the answer. The zero Decision refuses.
+// A Decision is the answer. The zero Decision refuses. Its lists may be another
+// decision's too: they are to be read, not changed.
 type Decision struct {
 	Verdict     Verdict       // Deny, Approve or Allow; the zero Verdict is Deny
 	Rules       []Rule        // file, line and text of every row that decided
+	Cited       []string      // the same as a record cites them: "FILE:LINE: row"
 	Need        []Requirement // who must still agree; every one of them, when Verdict is Approve
 	Reason      string        // for the log and the operator, in words; never for the agent
 	Conditional bool          // some row that was considered read the arguments

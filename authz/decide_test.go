@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -336,15 +335,15 @@ func TestConditional(t *testing.T) {
 	}
 }
 
-// A decision is the caller's: changing it changes no other.
+// Decisions may share their rows; adding to one changes no other.
 func TestDecisionsAreApart(t *testing.T) {
 	p := sample(t)
 	r := ask("spiffe://corp/agent/lead-7", "incident-triage", "pagerduty/incident.get", "")
 	first := p.Decide(r)
-	first.Rules[0] = authz.Rule{Text: "mallory"}
-	_ = append(first.Rules[:0], authz.Rule{})
-	if second := p.Decide(r); slices.ContainsFunc(second.Rules, func(r authz.Rule) bool { return r.Line == 0 }) {
-		t.Errorf("%+v", second.Rules)
+	again := p.Decide(r)
+	mine, yours := append(first.Rules, authz.Rule{Text: "mine"}), append(again.Rules, authz.Rule{Text: "yours"})
+	if n := len(first.Rules); mine[n].Text != "mine" || yours[n].Text != "yours" {
+		t.Errorf("%v, %v", mine[n], yours[n])
 	}
 }
 
@@ -362,5 +361,38 @@ func TestModelFile(t *testing.T) {
 	}
 	if string(text) != authz.Model {
 		t.Error("model.conf is not the model that the engine is built for")
+	}
+}
+
+// What is remembered of a decision is its own question's: not that of another
+// scope, another name of it, another action, or another reading of the same file.
+func TestRememberedDecisionsAreTheirOwnQuestions(t *testing.T) {
+	p := sample(t)
+	yes := scope(t, authz.ScopeRow{Tool: "pagerduty/*", Action: "call", Verdict: "allow"})
+	no := scope(t, authz.ScopeRow{Tool: "pagerduty/incident.close", Action: "call", Verdict: "allow"})
+	base := ask("spiffe://corp/agent/lead-7", "incident-triage", "pagerduty/incident.get", "")
+	with := func(s ...*authz.Scope) authz.Request { r := base; r.Scopes = s; return r }
+	list := with(yes)
+	list.Action = authz.List
+	for range 2 { // the second time around all are remembered
+		for _, c := range []struct {
+			about string
+			ask   authz.Request
+			want  authz.Verdict
+			says  string
+		}{
+			{"a scope that grants", with(yes), authz.Allow, "granted"},
+			{"one that does not", with(no), authz.Deny, "scope of a task"},
+			{"both", with(yes, no), authz.Deny, "scope of a task"},
+			{"one by its name", with(no.Named("t1")), authz.Deny, "scope of t1"},
+			{"the same by another", with(no.Named("t2")), authz.Deny, "scope of t2"},
+			{"none at all", with(nil), authz.Deny, "scope of a task"},
+			{"five", with(yes, yes, yes, yes, no), authz.Deny, "scope of a task"},
+			{"a list", list, authz.Allow, "granted"},
+		} {
+			if d := p.Decide(c.ask); d.Verdict != c.want || !strings.Contains(d.Reason, c.says) {
+				t.Errorf("%s: %v: %s", c.about, d.Verdict, d.Reason)
+			}
+		}
 	}
 }

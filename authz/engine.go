@@ -347,8 +347,12 @@ type answer struct {
 	hits    []hit // in the order of the file
 	reads   bool
 	grants  []*row // of the rows that could grant this, whatever their condition came to
+	fixed   bool   // no arguments and no time change it
 	err     error
 }
+
+// nothing is the answer where no row could match.
+var nothing = &answer{fixed: true}
 
 // A hit is a row that matched. An approve row may match without granting.
 type hit struct {
@@ -373,7 +377,7 @@ func (s *ruleset) answer(q question, c *call) *answer {
 func (s *ruleset) plan(q question, c *call) *plan {
 	places := s.candidates(q)
 	if len(places) == 0 {
-		return &plan{fixed: &answer{}}
+		return &plan{fixed: nothing}
 	}
 	k := key(places)
 	e, ok := s.engines.load(k)
@@ -395,7 +399,7 @@ func (s *ruleset) plan(q question, c *call) *plan {
 	if !asks {
 		// A failure is not remembered: it may pass.
 		if a := s.decide(p, q, c); a.err == nil {
-			p.fixed = a
+			a.fixed, p.fixed = true, a
 		}
 	}
 	return p

@@ -20,6 +20,7 @@ func (d Decision) And(e Decision, about string) Decision {
 		return Decision{Reason: "the policy changed while it was asked", Conditional: sum.Conditional, Revision: e.Revision}
 	}
 	sum.Rules = append(slices.Clone(d.Rules), e.Rules...)
+	sum.Cited = append(slices.Clone(d.Cited), e.Cited...)
 	sum.Need = slices.Clone(d.Need)
 	for _, n := range e.Need {
 		if !slices.Contains(sum.Need, n) {

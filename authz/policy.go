@@ -15,6 +15,9 @@ type Policy struct {
 	revision string
 	rows     int
 	warnings []Finding
+
+	// Decisions that no argument and no clock can alter.
+	decided bounded[asked, Decision]
 }
 
 // Revision names the content of the file: "sha256:<hex>".
@@ -52,12 +55,51 @@ func (p *Policy) Decide(r Request) (d Decision) {
 	if p == nil {
 		return p.refuse("there is no policy")
 	}
+	r.Could = r.Could || r.Action == List
+	key, few := r.asked()
+	if few {
+		if d, ok := p.decided.load(key); ok {
+			return d
+		}
+	}
 	if why := malformed(r); why != "" {
 		return p.refuse(why)
 	}
-	r.Could = r.Could || r.Action == List
 	parts := p.ask(r, &call{input: input{raw: r.Args, at: r.Time}, list: r.Could})
-	return p.decide(r.Could, parts)
+	d = p.decide(r.Could, parts)
+	if few && !slices.ContainsFunc(parts, func(t part) bool { return !t.fixed }) {
+		d.Rules, d.Cited, d.Need = slices.Clip(d.Rules), slices.Clip(d.Cited), slices.Clip(d.Need) // shared from here on
+		p.decided.store(key, d)
+	}
+	return d
+}
+
+// asked is a request without its arguments and its time. Most tasks have few scopes;
+// of those that have more nothing is remembered.
+type asked struct {
+	question
+	scopes [4]asOf
+	n      int
+}
+
+// asOf is a scope's rows and the name by which they are cited.
+type asOf struct {
+	rules *ruleset
+	label string
+}
+
+func (r *Request) asked() (a asked, few bool) {
+	if len(r.Scopes) > len(a.scopes) {
+		return a, false
+	}
+	a.question = question{r.Subject.Principal, r.Subject.Tenant, r.Task, r.Tool, string(r.Action), r.Could}
+	a.n = len(r.Scopes)
+	for i, s := range r.Scopes {
+		if s != nil {
+			a.scopes[i] = asOf{s.rules, s.label}
+		}
+	}
+	return a, true
 }
 
 func (p *Policy) refuse(reason string) Decision {
@@ -147,7 +189,7 @@ func (p *Policy) decide(could bool, parts []part) Decision {
 	if d.Verdict == Approve && len(d.Need) == 0 {
 		return Decision{Reason: "the decision failed", Revision: p.revision, Conditional: d.Conditional}
 	}
-	d.Reason = reason(d.Verdict, parts)
+	d.Reason, d.Cited = reason(d.Verdict, parts), cite(d.Rules)
 	return d
 }
 

@@ -129,7 +129,7 @@ func (s *Scope) file() string {
 
 func (s *Scope) answer(q question, c *call) *answer {
 	if s == nil || s.rules == nil {
-		return &answer{}
+		return nothing
 	}
 	return s.rules.answer(q, c)
 }
