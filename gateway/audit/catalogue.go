@@ -19,6 +19,7 @@ var catalogue = map[Type]kind{
 	TaskRevoked:      {"TG1006W", "outcome", "medium", "override"},
 	TaskEndUnproven:  {"TG1007A", "outcome", "critical", "escalation"},
 	TaskNotNamed:     {"TG1008W", "decision", "medium", "denial"},
+	SessionEnded:     {"TG1009I", "outcome", "info", "none"},
 
 	EscalationRequested: {"TG1101I", "state", "medium", "escalation"},
 	EscalationGranted:   {"TG1102W", "decision", "high", "escalation"},

@@ -2,7 +2,6 @@ package audit
 
 import (
 	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"reflect"
@@ -25,17 +24,9 @@ const (
 const timeFormat = "2006-01-02T15:04:05.000000Z"
 
 // An encoder turns events into lines, one at a time.
-type encoder struct {
-	buf bytes.Buffer
-	enc *json.Encoder
-}
+type encoder struct{ buf line }
 
-func newEncoder() *encoder {
-	e := new(encoder)
-	e.enc = json.NewEncoder(&e.buf)
-	e.enc.SetEscapeHTML(false)
-	return e
-}
+func newEncoder() *encoder { return new(encoder) }
 
 // line returns e as a canonical line with its newline. It is valid until the
 // next call. Strings that are too long are cut short; a line that stays too
@@ -44,23 +35,15 @@ func (c *encoder) line(e *Event) ([]byte, error) {
 	if err := exact(e); err != nil {
 		return nil, err
 	}
-	line, err := c.encode(e)
-	if err != nil {
-		return nil, err
-	}
-	// A string over maxText makes the line longer than that: most lines need
-	// no closer look.
-	if len(line) > maxText {
+	line := c.encode(e)
+	if c.buf.longest > maxText || len(line) > maxLine {
 		cut := *e
 		if shorten(reflect.ValueOf(&cut).Elem(), maxText, 0) {
-			line, err = c.encode(&cut)
+			line = c.encode(&cut)
 		}
-		if err == nil && len(line) > maxLine {
+		if len(line) > maxLine {
 			shorten(reflect.ValueOf(&cut).Elem(), tightText, tightList)
-			line, err = c.encode(&cut)
-		}
-		if err != nil {
-			return nil, err
+			line = c.encode(&cut)
 		}
 	}
 	if len(line) > maxLine {
@@ -69,44 +52,40 @@ func (c *encoder) line(e *Event) ([]byte, error) {
 	return line, nil
 }
 
-func (c *encoder) encode(e *Event) ([]byte, error) {
-	c.buf.Reset()
-	if err := c.enc.Encode(e); err != nil {
-		return nil, fmt.Errorf("audit: encode event: %w", err)
-	}
-	line := c.buf.Bytes()
-	// encoding/json escapes U+2028, U+2029 and what was not UTF-8 where RFC
-	// 8785 writes the character itself. Any \u may be one of those.
-	if bytes.Contains(line, []byte(`\u`)) {
-		v := jsontext.Value(line[:len(line)-1])
-		if err := v.Canonicalize(); err != nil {
-			return nil, fmt.Errorf("audit: encode event: %w", err)
-		}
-		line = append(v, '\n')
-	}
-	return line, nil
+func (c *encoder) encode(e *Event) []byte {
+	c.buf.b, c.buf.longest = c.buf.b[:0], 0
+	e.json(&c.buf)
+	c.buf.raw("\n")
+	return c.buf.b
 }
 
 // exact refuses numbers that a JSON reader would round (RFC 8785 counts in
 // doubles).
 func exact(e *Event) error {
-	n := []int64{e.Count, e.Integrity.Index}
+	bad, ok := int64(0), true
+	check := func(n int64) {
+		if n > 1<<53 || n < -1<<53 {
+			bad, ok = n, false
+		}
+	}
+	check(e.Count)
+	check(e.Integrity.Index)
 	if e.Approval != nil {
-		n = append(n, e.Approval.Seq)
+		check(e.Approval.Seq)
 	}
 	if e.Outcome != nil {
-		n = append(n, e.Outcome.LatencyUS, int64(e.Outcome.ResultBytes), int64(e.Outcome.Redacted))
+		check(e.Outcome.LatencyUS)
+		check(int64(e.Outcome.ResultBytes))
+		check(int64(e.Outcome.Redacted))
 	}
 	if e.Secret != nil {
-		n = append(n, e.Secret.TTLS)
+		check(e.Secret.TTLS)
 	}
 	if e.Args != nil {
-		n = append(n, int64(e.Args.Bytes))
+		check(int64(e.Args.Bytes))
 	}
-	for _, n := range n {
-		if n > 1<<53 || n < -1<<53 {
-			return fmt.Errorf("audit: %d in a %s event is beyond what JSON keeps exactly", n, e.Type)
-		}
+	if !ok {
+		return fmt.Errorf("audit: %d in a %s event is beyond what JSON keeps exactly", bad, e.Type)
 	}
 	return nil
 }

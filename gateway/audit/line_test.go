@@ -69,10 +69,41 @@ func TestEveryLineIsCanonical(t *testing.T) {
 		if line[len(line)-1] != '\n' || bytes.IndexByte(line, '\n') != len(line)-1 || !utf8.Valid(line) {
 			t.Fatalf("not one line: %q", line)
 		}
-		if line = line[:len(line)-1]; !bytes.Equal(line, canonical(t, line)) {
+		line = line[:len(line)-1]
+		if !bytes.Equal(line, canonical(t, line)) {
 			t.Fatalf("not canonical:\n%s\n%s", line, canonical(t, line))
 		}
+		if short := len(line) <= maxText; short {
+			if want := canonical(t, must(json.Marshal(e))); !bytes.Equal(line, want) {
+				t.Fatalf("not what encoding/json says:\n%s\n%s", line, want)
+			}
+		}
 	})
+}
+
+// Whatever of an event is left out, the encoder says what encoding/json would.
+func TestEveryMemberIsWrittenAsJSONHasIt(t *testing.T) {
+	same := func(e Event) {
+		t.Helper()
+		if got, want := bytes.TrimSpace(newEncoder().encode(&e)), canonical(t, must(json.Marshal(e))); !bytes.Equal(got, want) {
+			t.Errorf("%s\nwant\n%s", got, want)
+		}
+	}
+	same(Event{})
+	e := full(func() string { return "x" }, func() int64 { return 7 })
+	same(e)
+	v := reflect.ValueOf(&e).Elem()
+	for i := range v.NumField() { // without each member, and with an empty one
+		was := reflect.New(v.Field(i).Type()).Elem()
+		was.Set(v.Field(i))
+		v.Field(i).SetZero()
+		same(e)
+		if v.Field(i).Kind() == reflect.Pointer {
+			v.Field(i).Set(reflect.New(v.Field(i).Type().Elem()))
+			same(e)
+		}
+		v.Field(i).Set(was)
+	}
 }
 
 func TestMembersStandInOrderWithoutHelp(t *testing.T) {

@@ -42,6 +42,8 @@ const (
 	queueLength = 1024                  // calls that may wait to be written
 	groupBytes  = 256 << 10             // a group is closed over this size
 	lazySync    = 20 * time.Millisecond // how long written events may wait for company
+	company     = 8                     // who waited for one sync, from which the next one
+	companyFor  = time.Millisecond      // waits so long for more
 	retryEvery  = time.Second           // between tries to recover from a fault
 	keyWindow   = 100_000               // keys remembered
 	maxKey      = 256                   // bytes of a key
@@ -72,7 +74,9 @@ type Log struct {
 
 	fault atomic.Pointer[fault]
 
-	syncing sync.Mutex // held while syncing, and while the pending groups are given up
+	syncing  sync.Mutex   // held while syncing, and while the pending groups are given up
+	released atomic.Int64 // how many the last sync let go on
+	groups   sync.Pool    // of groups that nobody reads any more
 
 	mu      sync.Mutex
 	pending []*group // written, not yet durable
@@ -82,6 +86,7 @@ type Log struct {
 	hashes  []byte   // of the tree, not yet in the hashes file
 
 	// The writer's own.
+	event   Event    // being encoded
 	at      position // where the log stands with all that was written
 	enc     *encoder
 	entropy *ulid.MonotonicEntropy

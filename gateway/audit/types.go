@@ -15,6 +15,7 @@ const (
 	TaskRevoked      Type = "task.revoked"      // the same, because a stop, its parent or its owner took it
 	TaskEndUnproven  Type = "task.end_unproven" // something of it was not proven gone in time
 	TaskNotNamed     Type = "task.hop_refused"  // a workload named or started another root task beside its own
+	SessionEnded     Type = "session.ended"     // what a session of an agent's had at servers is gone; closing says what that was
 
 	EscalationRequested Type = "escalation.requested" // an agent asks for more scope
 	EscalationGranted   Type = "escalation.granted"   // operators agreed, and the task has it now

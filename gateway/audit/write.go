@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"syscall"
 	"time"
 
@@ -88,7 +89,10 @@ func (l *Log) writeGroup(first *unit) {
 	if l.at.size >= l.cfg.SegmentBytes {
 		l.nextSegment()
 	}
-	g := new(group)
+	// Whoever is about to write as well comes first: a write for many costs as much
+	// as one for one.
+	runtime.Gosched()
+	g := l.newGroup()
 	for u := first; u != nil; {
 		if u.taken.CompareAndSwap(false, true) {
 			if err := l.refuses(u.events); err != nil {
@@ -106,27 +110,28 @@ func (l *Log) writeGroup(first *unit) {
 		}
 	}
 	if len(g.waiting)+len(g.lazy) == 0 {
+		l.spent(g)
 		return
 	}
 	g.after = l.at
 	_, err := l.file.Write(g.lines)
-	lazy := g.lazy
+	lazy, signal := g.lazy, l.soon
+	if len(g.waiting) > 0 {
+		signal = l.now
+	}
 	if err == nil {
 		g.lazy = nil // from here on they count as accepted, and a fault may not lose them
+	} else {
+		l.fail(fmt.Errorf("write: %w", err)) // before any sync could count it
 	}
 	l.mu.Lock()
-	l.pending = append(l.pending, g)
+	l.pending = append(l.pending, g) // and is the syncer's from here on
 	l.mu.Unlock()
 	if err != nil {
-		l.fail(fmt.Errorf("write: %w", err))
 		return // giveUp answers them
 	}
 	for _, u := range lazy {
 		u.done <- nil
-	}
-	signal := l.soon
-	if len(g.waiting) > 0 {
-		signal = l.now
 	}
 	notify(signal)
 }
@@ -134,14 +139,15 @@ func (l *Log) writeGroup(first *unit) {
 // encode adds a unit's lines to g, all or none.
 func (l *Log) encode(g *group, u *unit) {
 	at, size, lines, keys := l.at, len(g.lines), len(g.ends), len(g.keys)
-	for _, e := range u.events {
-		if e.Key != "" && l.keys.has(e.Key) {
+	e := &l.event
+	for i := range u.events {
+		if *e = u.events[i]; e.Key != "" && l.keys.has(e.Key) {
 			continue
 		}
-		err := l.stamp(&e)
+		err := l.stamp(e)
 		var line []byte
 		if err == nil {
-			line, err = l.enc.line(&e)
+			line, err = l.enc.line(e)
 		}
 		if err != nil {
 			for _, key := range g.keys[keys:] {
@@ -172,7 +178,8 @@ func (l *Log) encode(g *group, u *unit) {
 }
 
 // syncer syncs what was written: at once where somebody waits for it, else when
-// more has had a moment to come.
+// more has had a moment to come. Where many waited for the last sync, many more
+// are on their way: a moment's wait spares most of them a sync of their own.
 func (l *Log) syncer() {
 	defer l.others.Done()
 	var later <-chan time.Time
@@ -189,6 +196,9 @@ func (l *Log) syncer() {
 			return
 		}
 		later = nil
+		if l.released.Load() >= company {
+			time.Sleep(companyFor)
+		}
 		l.sync()
 	}
 }
@@ -199,13 +209,10 @@ func (l *Log) syncer() {
 func (l *Log) sync() {
 	l.syncing.Lock()
 	defer l.syncing.Unlock()
-	if f := l.fault.Load(); f != nil && !f.low {
-		return
-	}
 	l.mu.Lock()
 	groups, f := l.pending, l.file
 	l.mu.Unlock()
-	if len(groups) == 0 {
+	if fault := l.fault.Load(); fault != nil && !fault.low || len(groups) == 0 {
 		return
 	}
 	if err := f.Sync(); err != nil {
@@ -213,11 +220,33 @@ func (l *Log) sync() {
 		return // giveUp answers them
 	}
 	l.settle(groups)
+	released := 0
 	for _, g := range groups {
+		released += len(g.waiting)
 		for _, u := range g.waiting {
 			u.done <- nil
 		}
+		l.spent(g)
 	}
+	l.released.Store(int64(released))
+}
+
+// newGroup and spent let groups use each other's memory, one after another.
+func (l *Log) newGroup() *group {
+	if g, ok := l.groups.Get().(*group); ok {
+		return g
+	}
+	return new(group)
+}
+
+// spent takes a group that nobody reads any more.
+func (l *Log) spent(g *group) {
+	clear(g.waiting)
+	clear(g.lazy)
+	*g = group{
+		lines: g.lines[:0], ends: g.ends[:0], keys: g.keys[:0], waiting: g.waiting[:0], lazyAt: g.lazyAt[:0],
+	}
+	l.groups.Put(g)
 }
 
 // settle counts groups, the first of the pending ones, as durable.
