@@ -40,7 +40,7 @@ type Config struct {
 
 // Identity implements [gateway.Identity]. It is safe for concurrent use.
 type Identity struct {
-	keys     map[string]APIKey
+	keys     map[string]*apiKey
 	tasks    func(string) (gateway.Principal, error)
 	byURL    map[string]*jwtIssuer  // by the exact iss
 	byDomain map[string]*svidIssuer // of JWT-SVIDs, by trust domain
