@@ -15,7 +15,7 @@ import (
 
 var (
 	id     = regexp.MustCompile(`^[a-z0-9-]{1,64}$`)
-	header = regexp.MustCompile(`^[A-Za-z0-9-]{1,64}$`)
+	header = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}$`)
 	envar  = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]{0,63}$`)
 	digest = regexp.MustCompile(`^sha256:[0-9a-f]{64}$`)
 	notID  = regexp.MustCompile(`[^a-z0-9-]+`)

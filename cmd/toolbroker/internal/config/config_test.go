@@ -176,6 +176,7 @@ func TestProblemsNameLineAndWayOut(t *testing.T) {
 		"plaintext vault":         {small + "vault: {address: 'http://v:1', token_file: t}\n", `vault.address: would speak plaintext off loopback`},
 		"server without a way":    {server, `c.yaml:11: error: servers[0]: needs either url or command`},
 		"credential in plaintext": {server + "    url: http://far.example.com/mcp\n    credential: {engine: kv, mount: m, path: p, headers: {A: b}}\n", `would send a credential in plaintext off loopback`},
+		"no header's name":        {server + "    url: https://a.example\n    credential: {engine: kv, mount: m, path: p, headers: {'X Y': '{{.b}}'}}\n", `is not a header's name`},
 		"per-call child":          {server + "    command: /bin/x\n    credential: {engine: leased, mode: call, mount: m, path: p, env: {A: b}}\n", `c.yaml:13: error: servers[0].credential.mode: a child lives as long as its task`},
 		"reserved name":           {strings.Replace(server, "name: s", "name: toolbroker\n    command: /bin/x", 1), `is the gateway's own name`},
 		"trust in what":           {server + "    url: https://a.example\n    trust: always\n", `c.yaml:13: error: servers[0].trust: "always" is not one of those known; there are first_use, review`},
@@ -198,6 +199,17 @@ func TestProblemsNameLineAndWayOut(t *testing.T) {
 				t.Error("a secret is in the message")
 			}
 		})
+	}
+}
+
+// A header's name may hold an underscore, as some servers want theirs.
+func TestHeaderWithAnUnderscore(t *testing.T) {
+	for name, good := range map[string]bool{"CONTEXT7_API_KEY": true, "X-Api-Key": true, "X Key": false} {
+		_, problems := Parse("c.yaml", []byte(small+"vault: {address: 'http://127.0.0.1:8200', token_file: t, policies: [p]}\nservers:\n  - name: s\n    url: https://a.example\n"+
+			"    credential: {engine: kv, mount: m, path: p, headers: {'"+name+"': '{{.b}}'}}\n"))
+		if refused := strings.Contains(fmt.Sprint(problems), "is not a header's name"); refused == good {
+			t.Errorf("%s: %v", name, problems)
+		}
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -108,7 +109,8 @@ func TestValues(t *testing.T) {
 		"a": {"command": "x", "env": {"API_TOKEN": " sp ace\u00e9\"' "}},
 		"b": {"url": "https://x.example.com", "headers": {"Authorization": "Bearer  t0k", "X-Api-Key": "k"}},
 		"c": {"url": "https://u%40x:p%3A@x.example.com"},
-		"d": {"command": "x", "env": {"API_TOKEN": "${input:a}", "OTHER_TOKEN": "${OTHER:-def}"}}
+		"d": {"command": "x", "env": {"API_TOKEN": "${input:a}", "OTHER_TOKEN": "${OTHER:-def}"}},
+		"e": {"url": "https://x.example.com", "headers": {"CONTEXT7_API_KEY": "k7", "Mcp_Session_Id": "s"}}
 	}}`), options)
 	if err != nil {
 		t.Fatal(err)
@@ -129,6 +131,7 @@ func TestValues(t *testing.T) {
 		"mcp/c basic=dUB4OnA6 mcpServers.c.url",
 		"mcp/d a= mcpServers.d.env.API_TOKEN",
 		"mcp/d other=def mcpServers.d.env.OTHER_TOKEN",
+		"mcp/e context7_api_key=k7 mcpServers.e.headers.CONTEXT7_API_KEY",
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("got\n%q\nwant\n%q", got, want)
@@ -182,6 +185,39 @@ func TestLooks(t *testing.T) {
 	}
 }
 
+// What holds a secret by a name within it is not printed, and said.
+func TestSecretsByANameInside(t *testing.T) {
+	for about, server := range map[string]string{
+		"docker's --env=":              `"command": "docker", "args": ["run", "--env=API_KEY=canary", "img@sha256:e3b0"]`,
+		"the query of an argument":     `"command": "x", "args": ["https://h.example.com/mcp?token=canary"]`,
+		"another":                      `"command": "x", "args": ["https://h.example.com/mcp?a=b&api_key=canary"]`,
+		"JSON after a flag":            `"command": "x", "args": ["--config", "{\"apiKey\":\"canary\"}"]`,
+		"JSON in a flag":               `"command": "x", "args": ["--config={\"braveApiKey\":\"canary\"}"]`,
+		"a user":                       `"command": "x", "args": ["--user=bob:canary"]`,
+		"a user after a flag":          `"command": "x", "args": ["-u", "bob:canary"]`,
+		"a connection string":          `"command": "x", "env": {"CONNECTION_STRING": "Server=h;Password=canary;"}`,
+		"JSON in the environment":      `"command": "x", "env": {"CONFIG_JSON": "{\"a\":[{\"token\":\"canary\"}]}"}`,
+		"what mcp-remote registers as": `"command": "npx", "args": ["mcp-remote", "https://h.example.com/mcp", "--static-oauth-client-info", "{\"client_secret\":\"canary\"}"]`,
+	} {
+		r, err := Read([]byte(`{"mcpServers": {"a": {`+server+`}}}`), options)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, _, whole := printed(t, r); strings.Contains(whole, "canary") {
+			t.Errorf("%s: printed:\n%s", about, whole)
+		}
+		if len(r.Findings)+len(r.Vault) == 0 {
+			t.Errorf("%s: nothing is said of it", about)
+		}
+	}
+	for _, arg := range []string{"--user=1000:1000", "--publish=8080:80", "https://h.example.com/mcp?page=2", `{"a":"b","n":[1]}`, "--log=level:debug"} {
+		r, err := Read([]byte(`{"mcpServers": {"a": {"command": "x", "args": [`+strconv.Quote(arg)+`]}}}`), options)
+		if err != nil || len(r.Servers) != 1 || r.Servers[0].Args[0] != arg {
+			t.Errorf("%s: %+v, %v", arg, r.Servers, err)
+		}
+	}
+}
+
 func TestFloating(t *testing.T) {
 	for line, want := range map[string]string{
 		"npx -y @scope/pkg": "@scope/pkg", "npx pkg@latest": "pkg@latest", "npx pkg@^1.2.3": "pkg@^1.2.3", "npx pkg@1": "pkg@1", "npx -p pkg bin": "pkg", "npx --package=pkg bin": "pkg",
@@ -200,7 +236,7 @@ func TestFloating(t *testing.T) {
 
 // Wherever a secret stands that is called one, nothing that is printed holds it.
 func FuzzNothingPrintsASecret(f *testing.F) {
-	for _, s := range []string{"canary-0123456789", "a b c d e f g h i j", `"quoted" and \ more`, "${NAME}-canary-123", "{{.field}}canary", "Bearer canary-12345", "x@y:z/canary-123?a=b&c", "päss wörd\ncanary"} {
+	for _, s := range []string{"canary-0123456789", "a b c d e f g h i j", `"quoted" and \ more`, "${NAME}-canary-123", "{{.field}}canary", "Bearer canary-12345", "x@y:z/canary-123?a=b&c", "päss wörd\ncanary", `  ""00000000`} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, secret string) {
@@ -236,6 +272,7 @@ func withSecret(t *testing.T, secret string) (all []string) {
 		`"command": "npx", "args": ["mcp-remote", "https://x.example.com", "--header", ` + in("Authorization: Bearer ") + `]`,
 		`"command": "x", "args": ["--header", ` + in("Authorization: ") + `]`,
 		`"command": "docker", "args": ["run", "-e", ` + in("API_TOKEN=") + `, "img@sha256:e3b0"]`,
+		`"command": "docker", "args": ["run", ` + in("--env=API_KEY=") + `, "img@sha256:e3b0"]`,
 		`"command": "x", "args": ["--api-key", ` + in("_") + `]`, // what begins with - may be a flag of its own
 	} {
 		r, err := Read([]byte(`{"mcpServers": {"a": {`+server+`}}}`), options)

@@ -1,6 +1,7 @@
 package importer
 
 import (
+	"encoding/json"
 	"math"
 	"net/url"
 	"regexp"
@@ -82,11 +83,12 @@ var places = regexp.MustCompile(`^(~|\.{1,2}|[A-Za-z]:|\$\{[A-Za-z]+\}|/(home|Us
 
 // secretValue reports whether a named value is a secret.
 func secretValue(name, value string) bool {
-	v := strings.ToLower(strings.TrimSpace(value))
-	if slices.Contains([]string{"", "true", "false", "yes", "no", "on", "off", "none", "null"}, v) {
-		return false
-	}
-	return secretName(name) || looksSecret(value)
+	return !empty(value) && (secretName(name) || looksSecret(value))
+}
+
+// empty reports whether a value says nothing, or only yes or no.
+func empty(value string) bool {
+	return slices.Contains([]string{"", "true", "false", "yes", "no", "on", "off", "none", "null"}, strings.ToLower(strings.TrimSpace(value)))
 }
 
 var hexDigest = regexp.MustCompile(`^[0-9a-f]{32,128}$`)
@@ -110,14 +112,65 @@ var (
 	digests    = regexp.MustCompile(`\bsha(?:256|384|512)[:-][A-Za-z0-9+/=]+|#[a-f0-9]{40}\b|@[a-f0-9]{40}\b`)
 	runs       = regexp.MustCompile(`[A-Za-z0-9]{20,}`)
 	uuid       = regexp.MustCompile(`^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$`)
-	headerLine = regexp.MustCompile(`^([A-Za-z0-9-]{1,64}):\s*(.+)$`)
+	addresses  = regexp.MustCompile(`[A-Za-z][A-Za-z0-9+.-]*://[^\s"'<>]+`)
+	headerLine = regexp.MustCompile(`^([A-Za-z0-9_-]{1,64}):\s*(.+)$`)
 	assigns    = regexp.MustCompile(`(^|[\s"';&?])(-{0,2}[A-Za-z][A-Za-z0-9_.-]*)(\s*[=:]\s*|\s+)("[^"]*"|'[^']*'|[^\s"'&;]+)`)
 )
 
 // looksSecret reports whether a text has a secret in it, whatever it is called.
 func looksSecret(s string) bool {
 	s = digests.ReplaceAllString(s, "")
-	return shapes.MatchString(s) || userinfo.MatchString(s) || slices.ContainsFunc(runs.FindAllString(s, -1), random)
+	return shapes.MatchString(s) || userinfo.MatchString(s) || slices.ContainsFunc(runs.FindAllString(s, -1), random) || names(s)
+}
+
+// names reports whether something within a text is called a secret: in JSON, in the
+// query of an address, or in what is assigned.
+func names(s string) bool {
+	if v, ok := asJSON(s); ok {
+		return named(v)
+	}
+	for _, address := range addresses.FindAllString(s, -1) {
+		if u, err := url.Parse(address); err == nil && len(scrubURL(u)) > 0 {
+			return true
+		}
+	}
+	return slices.ContainsFunc(assigns.FindAllStringSubmatch(addresses.ReplaceAllString(s, " "), -1), assigned)
+}
+
+// asJSON is a text that is an object or a list in JSON.
+func asJSON(s string) (v any, ok bool) {
+	s = strings.TrimSpace(s)
+	return v, strings.ContainsAny(s[:min(1, len(s))], "{[") && json.Unmarshal([]byte(s), &v) == nil
+}
+
+func named(v any) bool {
+	switch v := v.(type) {
+	case map[string]any:
+		for name, x := range v {
+			if text, ok := x.(string); named(x) || ok && secretValue(name, text) {
+				return true
+			}
+		}
+	case []any:
+		return slices.ContainsFunc(v, named)
+	case string:
+		return looksSecret(v)
+	}
+	return false
+}
+
+// assigned reports whether a match of assigns gives a secret its value.
+func assigned(p []string) bool {
+	flag := strings.HasPrefix(p[2], "-") || strings.TrimSpace(p[3]) != ""
+	return flag && secretName(p[2]) && !strings.HasPrefix(p[4], "-") && !strings.HasPrefix(p[4], "$") && !empty(p[4]) && p[4] != removed
+}
+
+// login reports whether an argument called name is a user with a password; uid:gid
+// is none.
+func login(name, value string) bool {
+	user, password, ok := strings.Cut(value, ":")
+	return ok && user != "" && password != "" && !strings.ContainsAny(value, "/\\ ") && strings.Trim(value, "0123456789:") != "" &&
+		slices.Contains([]string{"u", "user", "userpwd", "proxy-user", "basic-auth", "login"}, strings.TrimLeft(name, "-"))
 }
 
 // random reports whether a run of letters and digits looks drawn, not written.
@@ -145,6 +198,15 @@ func scrub(s string) (string, bool) {
 	if h := headerLine.FindStringSubmatch(s); h != nil && secretName(h[1]) {
 		return h[1] + ": " + removed, true
 	}
+	if v, ok := asJSON(s); ok && named(v) {
+		return removed, true
+	}
+	s = addresses.ReplaceAllStringFunc(s, func(address string) string {
+		if u, err := url.Parse(address); err == nil && len(scrubURL(u)) > 0 {
+			return u.String()
+		}
+		return address
+	})
 	s = userinfo.ReplaceAllString(s, "${1}"+removed+"@")
 	kept := digests.FindAllString(s, -1)
 	s = digests.ReplaceAllString(s, "\x00")
@@ -160,8 +222,7 @@ func scrub(s string) (string, bool) {
 	}
 	s = assigns.ReplaceAllStringFunc(s, func(m string) string {
 		p := assigns.FindStringSubmatch(m)
-		flag := strings.HasPrefix(p[2], "-") || strings.TrimSpace(p[3]) != ""
-		if !flag || !secretName(p[2]) || !secretValue(p[2], strings.Trim(p[4], `"'`)) || strings.HasPrefix(p[4], "-") || strings.HasPrefix(p[4], "$") {
+		if !assigned(p) {
 			return m
 		}
 		return p[1] + p[2] + p[3] + removed

@@ -123,7 +123,7 @@ var (
 	reference = regexp.MustCompile(`\$\{([^}]*)\}`)
 	scheme    = regexp.MustCompile(`^(?i:Bearer|Basic|Token|Bot|ApiKey)\s+`)
 	envName   = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]{0,63}$`)
-	header    = regexp.MustCompile(`^[A-Za-z0-9-]{1,64}$`)
+	header    = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}$`)
 )
 
 // A ref is what a ${...} means: an input that the client asks for, a variable of
@@ -242,7 +242,7 @@ func (s *draft) remote(address *node, headers []*node) {
 	var plain []*node
 	for _, h := range headers {
 		value, ok := h.scalar()
-		if name := strings.ToLower(h.name); name == "accept" || name == "content-type" || strings.HasPrefix(name, "mcp-") {
+		if name := strings.ReplaceAll(strings.ToLower(h.name), "_", "-"); name == "accept" || name == "content-type" || strings.HasPrefix(name, "mcp-") {
 			s.note(h, "", "is toolbroker's to set")
 			continue
 		}
@@ -368,6 +368,9 @@ func (s *draft) arguments(args []*node) (out []string) {
 		if i > 0 {
 			before = args[i-1].value
 		}
+		if container && strings.HasPrefix(arg, "--env=") {
+			out, before, arg = append(out, "--env"), "--env", strings.TrimPrefix(arg, "--env=")
+		}
 		name, value, assigned := strings.Cut(arg, "=")
 		switch {
 		case strings.Contains(arg, removed): // and said
@@ -375,9 +378,12 @@ func (s *draft) arguments(args []*node) (out []string) {
 			s.bindEnv(name, s.field(name, Field{From: n.path, Inline: true, Value: gateway.NewSecret(value)}))
 			s.note(n, "", "is handed on from the environment, where it is bound")
 			arg = name
-		case strings.HasPrefix(before, "-") && !strings.Contains(before, "=") && !strings.HasPrefix(arg, "-") && secretValue(before, arg) && secretName(before):
+		case strings.HasPrefix(before, "-") && !strings.Contains(before, "=") && !strings.HasPrefix(arg, "-") && (secretValue(before, arg) && secretName(before) || login(before, arg)):
 			debt(n)
 			arg = removed
+		case assigned && login(name, value):
+			debt(n)
+			arg = name + "=" + removed
 		case assigned && !digest(name, value) && secretValue(strings.TrimLeft(name, "-"), value) && !strings.ContainsAny(name, " \t:/"):
 			debt(n)
 			arg = name + "=" + removed
@@ -414,8 +420,14 @@ func (s *draft) bridged(args []*node) bool {
 				s.Protocol = "sse"
 			}
 		default:
-			clean, _ := scrub(args[i].value)
-			s.note(args[i], "", "is mcp-remote's own (%s), and left out", clean)
+			switch value := args[i].value; {
+			case looksSecret(value) || i > 0 && secretName(args[i-1].value) && !strings.HasPrefix(value, "-"):
+				s.find(args[i], "bind it as a header, if it is one", "holds what looks like a secret of mcp-remote's own, which toolbroker has no use for; it is not carried over")
+			case strings.HasPrefix(value, "-") && !strings.Contains(value, "="):
+				s.note(args[i], "", "is mcp-remote's own (%s), and left out", value)
+			default:
+				s.note(args[i], "", "is mcp-remote's own, and left out")
+			}
 		}
 	}
 	s.Command = ""
