@@ -10,9 +10,6 @@ import (
 	"net"
 	"slices"
 	"strings"
-	"time"
-
-	"toolbroker/authz"
 )
 
 // Identify says who presented a credential, and refuses a session that was
@@ -276,78 +273,6 @@ func (t Task) chain(p Principal) []string {
 	return all
 }
 
-// question is what authz is asked about a tool: the policy, the most a task of
-// this kind may ever do, this task's own scope, and the scopes of every task above
-// it must each grant it. It is asked by ask.
-func (g *Gateway) question(p Principal, t Task, tool string, a authz.Action, args []byte) authz.Request {
-	return authz.Request{
-		Subject: authz.Subject{Principal: p.ID, Tenant: p.Tenant},
-		Task:    t.Kind, Tool: tool, Action: a, Args: args, Time: g.now(), Scopes: append(g.limits(t), g.reach(t)),
-	}
-}
-
-// ask decides. A task does nothing that a task above it might not: policy is asked
-// about the workload and kind of each of those too, and whoever must agree there
-// must agree here. Else an agent could shed what is asked of it by delegating to
-// another name.
-func (g *Gateway) ask(t Task, q authz.Request) authz.Decision {
-	d := g.Policy.Decide(q)
-	for _, a := range t.Ancestors {
-		if d.Verdict == authz.Deny {
-			break
-		}
-		q.Subject.Principal, q.Task, q.Scopes = a.Principal, a.Kind, nil
-		d = d.And(g.Policy.Decide(q), "the task above, "+a.ID)
-	}
-	return d
-}
-
-// limits are the scopes that a task can never grow beyond. A kind that is no
-// longer configured leaves nothing.
-func (g *Gateway) limits(t Task) []*authz.Scope {
-	all := make([]*authz.Scope, 0, 2*len(t.Ancestors)+2)
-	for _, a := range t.Ancestors {
-		all = append(all, g.kinds[a.Kind].Scope, a.Scope.Named("task "+a.ID))
-	}
-	return append(all, g.kinds[t.Kind].Scope)
-}
-
-// reach is the task's own scope, with what approvals added to it and has not
-// lapsed.
-func (g *Gateway) reach(t Task) *authz.Scope {
-	var rows []authz.ScopeRow
-	var until time.Time
-	for _, w := range t.Widened {
-		if g.now().Before(w.Until) {
-			rows = append(rows, w.Rows...)
-			if until.IsZero() || w.Until.Before(until) {
-				until = w.Until
-			}
-		}
-	}
-	if len(rows) == 0 {
-		return t.Scope.Named("task " + t.ID)
-	}
-	key := t.Tenant + "/" + t.ID
-	if w, ok := g.wider.Load(key); ok && w.(wider).n == len(t.Widened) && w.(wider).until.Equal(until) {
-		return w.(wider).scope
-	}
-	sum, err := t.Scope.Plus(rows)
-	if err != nil { // too many rows together; what it had, it keeps
-		return t.Scope.Named("task " + t.ID)
-	}
-	sum = sum.Named("task " + t.ID)
-	g.wider.Store(key, wider{len(t.Widened), until, sum})
-	return sum
-}
-
-// wider is a widened scope, compiled, until the first of its widenings lapses.
-type wider struct {
-	n     int
-	until time.Time
-	scope *authz.Scope
-}
-
 // untilEnded returns a context that ends with the task, or when nobody can say any
 // more whether the task has ended.
 func (g *Gateway) untilEnded(ctx context.Context, t Task) (context.Context, func()) {
@@ -372,7 +297,7 @@ var (
 )
 
 // List returns what of one sort the task may be granted, sorted by alias, and what
-// tools the gateway itself offers to it.
+// tools the gateway itself offers to it. It is to be read, not changed.
 func (g *Gateway) List(ctx context.Context, cred Credential, s Sort, ref CallRef) ([]Tool, error) {
 	p, err := g.Identify(ctx, cred)
 	if err != nil {
@@ -385,15 +310,9 @@ func (g *Gateway) List(ctx context.Context, cred Credential, s Sort, ref CallRef
 	if err != nil {
 		return nil, err
 	}
-	all := g.Servers.Offered(p.Tenant, s)
-	seen := make([]Tool, 0, len(all)+2)
-	for _, tool := range all {
-		if g.visible(p, t, tool).Verdict != authz.Deny {
-			seen = append(seen, tool)
-		}
-	}
+	seen, of := g.seen(p, t, s)
 	ref.Source = cred.Source
-	if err := g.Recorder.Record(ctx, listFact(p, t, s, ref, len(seen), len(all))); err != nil {
+	if err := g.Recorder.Record(ctx, listFact(p, t, s, ref, len(seen), of)); err != nil {
 		return nil, refuse(Internal, fmt.Errorf("record: %w", err))
 	}
 	if s != SortTool {

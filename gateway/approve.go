@@ -21,11 +21,11 @@ func (g *Gateway) approve(ctx context.Context, c *life) (*Grant, error) {
 	}
 	defer release()
 
-	r, err := g.requestApproval(ctx, c)
+	r, fresh, err := g.requestApproval(ctx, c)
 	if err != nil {
 		return nil, err
 	}
-	if r.State == ApprovalPending && !c.Later {
+	if r.State == ApprovalPending && !c.Later && !c.sentFirst(fresh) {
 		if r, err = g.waitForHumans(ctx, c, r); err != nil {
 			return nil, err
 		}
@@ -60,20 +60,30 @@ func (g *Gateway) approve(ctx context.Context, c *life) (*Grant, error) {
 	return &grant, nil
 }
 
+// sentFirst reports whether the agent's side is shown the page before its call waits
+// for anyone: the one who could agree may be sitting there. A modern agent says by
+// its state that it has been, a legacy one by asking again.
+func (c *life) sentFirst(fresh bool) bool {
+	if c.Protocol >= modern {
+		return c.Page && c.Args.state.Round == 0
+	}
+	return c.Page && fresh
+}
+
 // requestApproval asks operators, or finds that it has been asked already.
-func (g *Gateway) requestApproval(ctx context.Context, c *life) (ApprovalRequest, error) {
+func (g *Gateway) requestApproval(ctx context.Context, c *life) (_ ApprovalRequest, fresh bool, _ error) {
 	want, err := g.newRequest(c)
 	if err != nil {
-		return ApprovalRequest{}, refuse(Internal, err)
+		return ApprovalRequest{}, false, refuse(Internal, err)
 	}
 	r, fresh, err := g.Approvals.Request(ctx, want)
 	switch {
 	case errors.Is(err, ErrNotNow):
-		return ApprovalRequest{}, refuse(NoTask, errTaskEnded)
+		return ApprovalRequest{}, false, refuse(NoTask, errTaskEnded)
 	case errors.Is(err, ErrTooMany):
-		return ApprovalRequest{}, refuse(TooMany, err).say("too many requests of this task wait for a human already")
+		return ApprovalRequest{}, false, refuse(TooMany, err).say("too many requests of this task wait for a human already")
 	case err != nil:
-		return ApprovalRequest{}, refuse(Internal, fmt.Errorf("request approval: %w", err))
+		return ApprovalRequest{}, false, refuse(Internal, fmt.Errorf("request approval: %w", err))
 	}
 	c.Request = &r
 	// Said again for a request that is still open: whoever made it may have died
@@ -88,10 +98,10 @@ func (g *Gateway) requestApproval(ctx context.Context, c *life) (ApprovalRequest
 			facts = append(facts, e)
 		}
 		if err := g.Recorder.Durable(ctx, facts...); err != nil {
-			return ApprovalRequest{}, refuse(Internal, fmt.Errorf("record: %w", err))
+			return ApprovalRequest{}, false, refuse(Internal, fmt.Errorf("record: %w", err))
 		}
 	}
-	return r, nil
+	return r, fresh, nil
 }
 
 // waitForHumans holds the call until the request is decided or Hold is over,

@@ -2,6 +2,7 @@ package gateway_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"strings"
 	"sync"
@@ -452,5 +453,40 @@ func TestStartTask(t *testing.T) {
 	}
 	if _, _, err := h.TaskStart(t.Context(), h.Operators.Op("alice"), gateway.TaskSpec{Tenant: "acme", Kind: "work", Principal: "agent:a"}); err != nil {
 		t.Error(err)
+	}
+}
+
+// Whose side can be sent to the page is sent there before its call waits for
+// anyone; coming back, it waits. Nobody waits who never was to.
+func TestThePageComesFirst(t *testing.T) {
+	for _, protocol := range []string{"2026-07-28", "2025-11-25"} {
+		t.Run(protocol, func(t *testing.T) {
+			h := gatewaytest.New(t, patient)
+			in := gateway.Call{Credential: as("a"), Name: "files__write", Args: json.RawMessage(`{"path":"x"}`), Protocol: protocol, Page: true}
+			began := time.Now()
+			_, err := h.Handle(t.Context(), in, nil)
+			refused, _ := errors.AsType[*gateway.Refusal](err)
+			if refused == nil || refused.Code != gateway.PendingApproval || refused.Approval == nil {
+				t.Fatalf("the first time: %v", err)
+			}
+			if took := time.Since(began); took > 10*time.Second { // Hold is twice that
+				t.Errorf("it waited %v", took)
+			}
+			in.State = refused.State
+			if refused.State != "" {
+				in.Answers = json.RawMessage(`{"io.toolbroker/approval":{"action":"accept"}}`)
+			}
+			end := make(chan error, 1)
+			go func() {
+				_, err := h.Handle(t.Context(), in, nil)
+				end <- err
+			}()
+			if _, err := vote(t, h, "bob", asked(t, h, "acme"), true); err != nil {
+				t.Fatal(err)
+			}
+			if err := <-end; err != nil {
+				t.Errorf("coming back: %v", err)
+			}
+		})
 	}
 }

@@ -66,11 +66,16 @@ func readArguments(in Call, t Tool, shapeOf func(Tool) *shape) (arguments, error
 	if err := canon.Canonicalize(); err != nil {
 		return arguments{}, badArguments("arguments cannot be read: not JSON")
 	}
+	digest := sha(raw)
+	same := digest // of most arguments, as clients write them
+	if !bytes.Equal(raw, canon) {
+		same = sha(canon)
+	}
 	meta, trace, progress, err := readMeta(in.Meta, t.Meta)
 	if err != nil {
 		return arguments{}, err
 	}
-	return arguments{progress: progress, raw: raw, meta: meta, trace: trace, rawDigest: sha(raw), canonDigest: sha(canon), bare: sha(canon), undeclared: r.undeclared, target: target(raw, t.Target)}, nil
+	return arguments{progress: progress, raw: raw, meta: meta, trace: trace, rawDigest: digest, canonDigest: same, bare: same, undeclared: r.undeclared, target: target(raw, t.Target)}, nil
 }
 
 // read reads a call's arguments and answers for what it is about.
@@ -141,7 +146,7 @@ func (r *reader) value(s *shape, depth int) error {
 	case '"':
 		return text(tok.String())
 	case '0':
-		if !exact(tok.String()) {
+		if !Exact(tok.String()) {
 			return badArguments("a number cannot be held exactly by every JSON reader; send it as a string or with fewer digits")
 		}
 	}
@@ -221,9 +226,9 @@ func quoteName(s string) string {
 	return strconv.QuoteToASCII(s)
 }
 
-// exact reports whether the shortest decimal that names the float64 nearest to
-// the number is the number itself: then every reader has the same value.
-func exact(number string) bool {
+// Exact reports whether the shortest decimal that names the float64 nearest to
+// a JSON number is the number itself: then every reader has the same value.
+func Exact(number string) bool {
 	f, err := strconv.ParseFloat(number, 64)
 	if err != nil {
 		return false
@@ -329,140 +334,4 @@ func (a arguments) outgoing() json.RawMessage {
 		return a.meta
 	}
 	return out
-}
-
-// A shape is which properties a schema declares, and where. A nil shape
-// declares nothing.
-type shape struct {
-	props    map[string]*shape
-	lower    map[string]string // folded name to declared name
-	patterns []pattern         // names that the schema declares by a pattern
-	others   *shape            // of every other name, where the schema says this object is a map; never at the top
-	items    *shape
-}
-
-type pattern struct {
-	name *regexp.Regexp
-	of   *shape
-}
-
-func (s *shape) property(name string) (*shape, bool) {
-	if s == nil {
-		return nil, false
-	}
-	if child, ok := s.props[name]; ok {
-		return child, true
-	}
-	for _, p := range s.patterns {
-		if p.name.MatchString(name) {
-			return p.of, true
-		}
-	}
-	return s.others, s.others != nil
-}
-
-func (s *shape) folded(low string) (string, bool) {
-	if s == nil {
-		return "", false
-	}
-	name, ok := s.lower[low]
-	return name, ok
-}
-
-func (s *shape) item() *shape {
-	if s == nil {
-		return nil
-	}
-	return s.items
-}
-
-// shapeOf returns the shape of a tool's schema, remembered by its definition.
-func (g *Gateway) shapeOf(t Tool) *shape {
-	key := t.Hash
-	if t.Sort != "" && t.Sort != SortTool { // whose schemas are ours, and few
-		key = string(t.Schema)
-	}
-	if s, ok := g.shapes.Load(key); ok {
-		return s.(*shape)
-	}
-	var root any
-	if json.Unmarshal(t.Schema, &root) != nil {
-		return nil
-	}
-	s := readShape(root, root, 0)
-	g.shapes.Store(key, s)
-	return s
-}
-
-// readShape collects what a JSON Schema declares: properties, and those of the
-// schemas it is combined from. Local references are followed; others declare
-// nothing.
-func readShape(root, node any, depth int) *shape {
-	s := &shape{props: map[string]*shape{}, lower: map[string]string{}}
-	s.add(root, node, depth)
-	return s
-}
-
-func (s *shape) add(root, node any, depth int) {
-	const deepest = 16 // recursion through references ends here: below it nothing is declared
-	m, ok := node.(map[string]any)
-	if !ok || depth > deepest {
-		return
-	}
-	if ref, ok := m["$ref"].(string); ok {
-		s.add(root, pointer(root, ref), depth+1)
-	}
-	for _, k := range []string{"allOf", "anyOf", "oneOf"} {
-		list, _ := m[k].([]any)
-		for _, sub := range list {
-			s.add(root, sub, depth+1)
-		}
-	}
-	for _, k := range []string{"then", "else"} {
-		s.add(root, m[k], depth+1)
-	}
-	props, _ := m["properties"].(map[string]any)
-	for name, sub := range props {
-		if old := s.props[name]; old != nil {
-			old.add(root, sub, depth+1)
-			continue
-		}
-		s.props[name] = readShape(root, sub, depth+1)
-		s.lower[fold(name)] = name
-	}
-	patterns, _ := m["patternProperties"].(map[string]any)
-	for text, sub := range patterns {
-		if name, err := regexp.Compile(text); err == nil { // one we cannot read declares nothing
-			s.patterns = append(s.patterns, pattern{name, readShape(root, sub, depth+1)})
-		}
-	}
-	if extra, ok := m["additionalProperties"].(map[string]any); ok && depth > 0 {
-		s.others = readShape(root, extra, depth+1)
-	}
-	if items, ok := m["items"].(map[string]any); ok {
-		if s.items == nil {
-			s.items = &shape{props: map[string]*shape{}, lower: map[string]string{}}
-		}
-		s.items.add(root, items, depth+1)
-	}
-}
-
-// pointer follows a local reference such as "#/$defs/name".
-func pointer(root any, ref string) any {
-	if ref == "#" {
-		return root
-	}
-	path, ok := strings.CutPrefix(ref, "#/")
-	if !ok {
-		return nil
-	}
-	at := root
-	for part := range strings.SplitSeq(path, "/") {
-		m, ok := at.(map[string]any)
-		if !ok {
-			return nil
-		}
-		at = m[strings.NewReplacer("~1", "/", "~0", "~").Replace(part)]
-	}
-	return at
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"slices"
 
+	strict "github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 
 	"toolbroker/authz"
@@ -20,10 +21,11 @@ var asks = map[string]struct {
 	action authz.Action
 	cap    string // the client capability behind it
 	say    string
+	params names
 }{
-	MethodElicit: {authz.Elicit, "elicitation", "put a question to a human"},
-	MethodSample: {authz.Sample, "sampling", "use the agent's model"},
-	MethodRoots:  {authz.Roots, "roots", "see the agent's roots"},
+	MethodElicit: {authz.Elicit, "elicitation", "put a question to a human", elicitNames},
+	MethodSample: {authz.Sample, "sampling", "use the agent's model", sampleNames},
+	MethodRoots:  {authz.Roots, "roots", "see the agent's roots", of("_meta")},
 }
 
 const (
@@ -69,21 +71,27 @@ func (g *Gateway) caps(c *life) json.RawMessage {
 func (g *Gateway) converse(ctx context.Context, c *life) (Result, error) {
 	f := Forward{
 		CallID: c.ID, Method: c.Method, Tool: c.Tool, Args: c.Args.raw, Meta: c.Args.outgoing(), Caps: g.caps(c), LogLevel: c.LogLevel,
-		Answers: c.Args.answers, Protocol: c.Protocol, Progress: c.Stream != nil && c.Args.progress, Principal: c.Principal, Task: c.Task, Session: c.Credential.Session, Lease: c.Lease,
+		Answers: c.Args.answers, Protocol: c.Protocol, Progress: c.Stream != nil && c.Args.progress, Principal: c.Principal, Task: c.Task, Session: c.Credential.Session, Once: c.Once, Lease: c.Lease,
 	}
 	if inner := c.Args.state.Inner; inner != nil {
 		f.State = *inner
 	}
+	g.tie(c, &f)
 	back := &back{g: g, c: c, caps: f.Caps}
 	for range maxRounds {
 		r, err := g.Servers.Forward(ctx, f, back)
+		if err == nil {
+			err = readable(r)
+		}
 		if err == nil && r.Error != nil {
-			err = g.mayRedirect(ctx, c, f.Caps, r.Error)
+			if err = g.mayRedirect(ctx, c, f.Caps, r.Error); err == nil {
+				return g.sendToPages(ctx, c, f.Caps, r)
+			}
 		}
-		if err != nil || r.Error != nil {
-			return r, err
+		if err != nil {
+			return Result{}, err
 		}
-		if r.Type != ResultInput {
+		if r.Error != nil || r.Type != ResultInput {
 			return r, nil
 		}
 		w, err := readWants(r.Raw)
@@ -108,19 +116,29 @@ func (g *Gateway) converse(ctx context.Context, c *life) (Result, error) {
 func (g *Gateway) mayRedirect(ctx context.Context, c *life, caps, fault json.RawMessage) error {
 	const required = -32042
 	var body struct {
-		Code int `json:"code"`
-		Data struct {
-			Elicitations []json.RawMessage `json:"elicitations"`
-		} `json:"data"`
+		Code int64           `json:"code"`
+		Data json.RawMessage `json:"data"`
 	}
-	if json.Unmarshal(fault, &body) != nil || body.Code != required {
+	if strict.Unmarshal(fault, &body) != nil {
+		return fmt.Errorf("%w: an error that cannot be read", ErrBadAnswer)
+	}
+	if body.Code != required {
 		return nil
+	}
+	var data struct {
+		Elicitations []json.RawMessage `json:"elicitations"`
+	}
+	if alike(body.Data, redirectNames) != nil || strict.Unmarshal(body.Data, &data) != nil || len(data.Elicitations) == 0 {
+		return fmt.Errorf("%w: it wants pages to be opened, and which cannot be read", ErrBadAnswer)
 	}
 	if c.Request != nil {
 		caps = nil // nothing is asked about a call that was approved as it is
 	}
-	for _, e := range body.Data.Elicitations {
-		if err := g.decideAsk(ctx, c, caps, MethodElicit, e); err != nil {
+	for _, e := range data.Elicitations {
+		if modeOf(e) != "url" { // clients open all of them, whatever they say
+			return fmt.Errorf("%w: it wants a page to be opened that it does not call one", ErrBadAnswer)
+		}
+		if _, err := g.decideAsk(ctx, c, caps, MethodElicit, e); err != nil {
 			return err
 		}
 	}
@@ -144,12 +162,12 @@ func readWants(raw json.RawMessage) (w wants, err error) {
 		Asks  map[string]want `json:"inputRequests"`
 		State *string         `json:"requestState"`
 	}
-	if json.Unmarshal(raw, &body) != nil || len(body.Asks) > maxAsks || len(body.Asks) == 0 && body.State == nil {
+	if alike(raw, inputNames) != nil || strict.Unmarshal(raw, &body) != nil || len(body.Asks) > maxAsks || len(body.Asks) == 0 && body.State == nil {
 		return w, fmt.Errorf("%w: what the server asks for cannot be read", ErrBadAnswer)
 	}
 	w.asks, w.state = body.Asks, body.State
 	for key := range body.Asks {
-		if key == ApprovalAnswer {
+		if isOurs(key) {
 			return w, fmt.Errorf("%w: the server asks in our name", ErrBadAnswer)
 		}
 		w.keys = append(w.keys, key)
@@ -159,14 +177,25 @@ func readWants(raw json.RawMessage) (w wants, err error) {
 }
 
 // passOn gives the agent what the server asks for, once each question is decided,
-// with our state around the server's. The agent's answers are a call of their own.
+// with our state around the server's. The agent's answers are a call of their own;
+// where a human has to agree to that one, they see what was asked.
 func (g *Gateway) passOn(ctx context.Context, c *life, r Result, w wants, caps json.RawMessage) (Result, error) {
+	asked := map[string]want{}
 	for _, key := range w.keys {
-		if err := g.decideAsk(ctx, c, caps, w.asks[key].Method, w.asks[key].Params); err != nil {
+		params, err := g.decideAsk(ctx, c, caps, w.asks[key].Method, w.asks[key].Params)
+		if err != nil {
 			return Result{}, err
 		}
+		asked[key] = want{Method: w.asks[key].Method, Params: params}
 	}
-	sealed, err := g.seal(c, state{Inner: w.state, Asked: w.keys})
+	questions, err := json.Marshal(asked)
+	if err != nil {
+		return Result{}, fmt.Errorf("%w: %w", ErrBadAnswer, err)
+	}
+	if len(questions) > maxQuestions {
+		questions = nil
+	}
+	sealed, err := g.seal(c, state{Inner: w.state, Asked: w.keys, Questions: questions})
 	if err != nil {
 		return Result{}, fmt.Errorf("%w: %w", ErrBadAnswer, err)
 	}
@@ -212,25 +241,33 @@ func replace(object json.RawMessage, name, value string) (json.RawMessage, error
 
 // decideAsk asks policy whether the server may ask this, now, and puts the answer
 // on record before the question leaves. Where a human would have to agree, nobody
-// waits: it is denied.
-func (g *Gateway) decideAsk(ctx context.Context, c *life, caps json.RawMessage, method string, params json.RawMessage) error {
+// waits: it is denied. What it returns is the question without our secrets, on
+// which it decided.
+func (g *Gateway) decideAsk(ctx context.Context, c *life, caps json.RawMessage, method string, params json.RawMessage) (json.RawMessage, error) {
 	a, known := asks[method]
 	var can map[string]json.RawMessage
 	_ = json.Unmarshal(caps, &can) // made by caps, or nil
 	n := c.asked.Add(1)
 	switch {
 	case !known:
-		return refuse(Downstream, errors.New("the server asks for what is not known here")).say("the tool's server asked for something that cannot be passed on")
+		return nil, refuse(Downstream, errors.New("the server asks for what is not known here")).say("the tool's server asked for something that cannot be passed on")
 	case n > maxAsks:
-		return refuse(Downstream, errors.New("the server asks too much")).say("the tool's server asked too much")
-	case len(params) > 0 && (jsontext.Value(params).Kind() != '{' || ambiguous(params)):
-		return refuse(Downstream, errors.New("what the server asks cannot be read")).say("the tool's server asked for something that cannot be passed on")
+		return nil, refuse(Downstream, errors.New("the server asks too much")).say("the tool's server asked too much")
 	}
-	d := g.ask(c.Task, g.question(c.Principal, c.Task, c.Tool.ID(), a.action, asArgs(method, params)))
+	params, _, err := g.mesh.json(params)
+	if err == nil {
+		err = readAsk(method, params)
+	}
+	d := authz.Decision{Reason: "what cannot be read is not decided", Revision: g.Policy.Revision()}
+	if err == nil {
+		d = g.ask(c.Task, g.question(c.Principal, c.Task, c.Tool.ID(), a.action, asArgs(method, params)))
+	}
 	f := c.fact(audit.AskAllowed)
 	f.Call.Method, f.Decision, f.Args = method, &d, &ArgsRef{Bytes: len(params), Canonical: sha(params), Raw: sha(params)}
 	var refused *Refusal
 	switch {
+	case err != nil:
+		refused = refuse(Downstream, fmt.Errorf("%w: what the server asks: %w", ErrBadAnswer, err)).say("the tool's server asked for something that cannot be passed on")
 	case d.Verdict != authz.Allow:
 		refused = refuse(Denied, errors.New("the server asked to "+a.say)).say("the tool's server asked to " + a.say + ", which this task does not let it")
 	case can[a.cap] == nil:
@@ -239,31 +276,48 @@ func (g *Gateway) decideAsk(ctx context.Context, c *life, caps json.RawMessage, 
 	if refused != nil {
 		f.Type, f.Code, f.Detail = audit.AskDenied, refused.Code, refused.detail()
 		if err := g.Recorder.Record(context.WithoutCancel(ctx), f); err != nil {
-			return refuse(Internal, fmt.Errorf("record: %w", err))
+			return nil, refuse(Internal, fmt.Errorf("record: %w", err))
 		}
-		return refused
+		return nil, refused
 	}
 	if err := g.Recorder.Durable(ctx, f); err != nil {
-		return refuse(Internal, fmt.Errorf("record: %w", err))
+		return nil, refuse(Internal, fmt.Errorf("record: %w", err))
+	}
+	return params, nil
+}
+
+// readAsk refuses a question that some client would read otherwise than we decide
+// on it.
+func readAsk(method string, params json.RawMessage) error {
+	if len(params) == 0 {
+		return nil
+	}
+	if jsontext.Value(params).Kind() != '{' {
+		return errors.New("it is no object")
+	}
+	if err := alike(params, asks[method].params); err != nil {
+		return err
+	}
+	if mode := modeOf(params); method == MethodElicit && mode != "form" && mode != "url" {
+		return errors.New("it has a mode that nobody knows")
 	}
 	return nil
 }
 
-// ambiguous reports whether some client would read a question otherwise than a
-// condition does: names that differ only in case are one name to some decoders.
-func ambiguous(params json.RawMessage) bool {
-	var all map[string]json.RawMessage
-	if json.Unmarshal(params, &all) != nil {
-		return true
+// modeOf is how an elicitation wants to be answered. One that does not say is a
+// form, in every revision that has modes.
+func modeOf(params json.RawMessage) string {
+	var in struct {
+		Mode json.RawMessage `json:"mode"`
 	}
-	for name := range all {
-		for _, read := range []string{"mode", "url", "message", "requestedSchema"} {
-			if name != read && fold(name) == fold(read) {
-				return true
-			}
-		}
+	switch {
+	case strict.Unmarshal(params, &in) != nil:
+		return ""
+	case in.Mode == nil:
+		return "form"
 	}
-	return false
+	mode, _ := jsontext.AppendUnquote(nil, in.Mode) // what is no string is no mode
+	return string(mode)
 }
 
 // asArgs is what a condition reads of a question. An elicitation that says no mode
@@ -306,17 +360,11 @@ func (b *back) Notify(ctx context.Context, method string, params json.RawMessage
 // Ask refuses whatever an approved call's server asks: what was approved are bytes
 // that are known, and an answer would be others.
 func (b *back) Ask(ctx context.Context, method string, params json.RawMessage) (Result, error) {
-	if b.c.Stream == nil {
-		return Result{}, ErrCannotAsk
-	}
 	caps := b.caps
-	if b.c.Request != nil {
-		caps = nil
+	if b.c.Request != nil || b.c.Stream == nil || b.c.Protocol >= modern {
+		caps = nil // it can be asked nothing; that a server tries is on record
 	}
-	if err := b.g.decideAsk(ctx, b.c, caps, method, params); err != nil {
-		return Result{}, fmt.Errorf("%w: %w", ErrCannotAsk, err)
-	}
-	params, _, err := b.g.mesh.json(params)
+	params, err := b.g.decideAsk(ctx, b.c, caps, method, params)
 	if err != nil {
 		return Result{}, fmt.Errorf("%w: %w", ErrCannotAsk, err)
 	}
@@ -324,12 +372,31 @@ func (b *back) Ask(ctx context.Context, method string, params json.RawMessage) (
 	if err == nil {
 		err = b.c.keeps(r.Raw, r.Error)
 	}
+	if err == nil {
+		err = readAnswer(r)
+	}
 	f := b.c.fact(audit.AskAnswered)
 	f.Call.Method, f.Detail = method, answered(r, err)
 	if rerr := b.g.Recorder.Record(context.WithoutCancel(ctx), f); rerr != nil {
 		return Result{}, refuse(Internal, fmt.Errorf("record: %w", rerr))
 	}
-	return r, err
+	if err != nil {
+		return Result{}, err
+	}
+	return r, nil
+}
+
+// readAnswer refuses an agent's answer that its server could read otherwise than
+// those who look at it here.
+func readAnswer(r Result) error {
+	what, known := r.Raw, answerNames
+	if r.Error != nil {
+		what, known = r.Error, errorNames
+	}
+	if err := alike(what, known); err != nil {
+		return fmt.Errorf("the agent's answer: %w", err)
+	}
+	return nil
 }
 
 // answered says how, and nothing of what.
@@ -342,7 +409,7 @@ func answered(r Result, err error) string {
 		return "no answer"
 	case r.Error != nil:
 		return "an error"
-	case json.Unmarshal(r.Raw, &body) == nil && slices.Contains([]string{"accept", "decline", "cancel"}, body.Action):
+	case strict.Unmarshal(r.Raw, &body) == nil && slices.Contains([]string{"accept", "decline", "cancel"}, body.Action):
 		return body.Action
 	}
 	return "answered"

@@ -36,6 +36,9 @@ const (
 p, agent:a, acme, work, files/read, elicit, args.mode != 'url', allow
 p, agent:a, acme, work, files/write, elicit, , allow
 `
+	sampleRows = `
+p, agent:a, acme, work, files/read, sample, args.maxTokens <= 10, allow
+`
 	everyCap = `{"elicitation":{"form":{},"url":{}},"sampling":{},"roots":{},"experimental":{"x":{}}}`
 	accepted = `{"action":"accept","content":{"ok":true}}`
 )
@@ -61,8 +64,20 @@ func TestAsk(t *testing.T) {
 		"another action":    {elicitRows, gateway.MethodSample, `{}`, everyCap, false, "tool.ask.denied:denied"},
 		"not declared":      {elicitRows, gateway.MethodElicit, `{"message":"?"}`, `{"sampling":{}}`, false, "tool.ask.denied:downstream"},
 		"nothing that is":   {elicitRows, "elicitation/other", `{}`, everyCap, false, ""},
-		"read two ways":     {elicitRows, gateway.MethodElicit, `{"Mode":"url","url":"https://evil.example"}`, everyCap, false, ""},
-		"not to be read":    {elicitRows, gateway.MethodElicit, `[1]`, everyCap, false, ""},
+		"read two ways":     {elicitRows, gateway.MethodElicit, `{"Mode":"url","url":"https://evil.example"}`, everyCap, false, "tool.ask.denied:downstream"},
+		"not to be read":    {elicitRows, gateway.MethodElicit, `[1]`, everyCap, false, "tool.ask.denied:downstream"},
+		"a mode of its own": {elicitRows, gateway.MethodElicit, `{"mode":"URL","url":"https://evil.example"}`, everyCap, false, "tool.ask.denied:downstream"},
+		"no mode":           {elicitRows, gateway.MethodElicit, `{"mode":null,"url":"https://evil.example"}`, everyCap, false, "tool.ask.denied:downstream"},
+		"twice":             {elicitRows, gateway.MethodElicit, `{"mode":"form","mode":"url"}`, everyCap, false, "tool.ask.denied:downstream"},
+		"a form's names":    {elicitRows, gateway.MethodElicit, `{"message":"?","requestedSchema":{"type":"object","properties":{"URL":{"type":"string"}}}}`, everyCap, true, "tool.ask.allowed tool.ask.answered"},
+		"a form, two ways":  {elicitRows, gateway.MethodElicit, `{"message":"?","requestedSchema":{"properties":{"a":{"type":"string","Enum":["x"]}}}}`, everyCap, false, "tool.ask.denied:downstream"},
+		"a few tokens":      {sampleRows, gateway.MethodSample, `{"messages":[],"maxTokens":10}`, everyCap, true, "tool.ask.allowed tool.ask.answered"},
+		"many tokens":       {sampleRows, gateway.MethodSample, `{"messages":[],"maxTokens":11}`, everyCap, false, "tool.ask.denied:denied"},
+		"tokens, two ways":  {sampleRows, gateway.MethodSample, `{"messages":[],"maxTokens":10,"maxtokens":100000,"MaxTokens":99999}`, everyCap, false, "tool.ask.denied:downstream"},
+		"tokens, by a name": {sampleRows, gateway.MethodSample, `{"messages":[],"maxTokens":10,"x":{"a":1,"A":2}}`, everyCap, false, "tool.ask.denied:downstream"},
+		"a message's role":  {sampleRows, gateway.MethodSample, `{"messages":[{"role":"user","Role":"assistant","content":{"type":"text","text":"a"}}],"maxTokens":9}`, everyCap, false, "tool.ask.denied:downstream"},
+		"in a list":         {sampleRows, gateway.MethodSample, `{"messages":[{"role":"user","content":[{"type":"text","Text":"a"}]}],"maxTokens":9}`, everyCap, false, "tool.ask.denied:downstream"},
+		"a long number":     {sampleRows, gateway.MethodSample, `{"messages":[],"maxTokens":9,"seed":9007199254740993}`, everyCap, false, "tool.ask.denied:downstream"},
 		"where a human has": {"p, agent:a, acme, work, files/read, elicit, , approve", gateway.MethodElicit, `{}`, everyCap, false, "tool.ask.denied:denied"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -184,12 +199,15 @@ func TestAnswersOverRounds(t *testing.T) {
 	sent := len(h.Servers.Sent())
 	for name, spoil := range map[string]func(*gateway.Call){
 		"tampered":              func(c *gateway.Call) { c.State = c.State[:len(c.State)-3] + "AAA" },
+		"with a line end":       func(c *gateway.Call) { c.State += "\n" },
+		"with one inside":       func(c *gateway.Call) { c.State = c.State[:9] + "\r\n" + c.State[9:] },
 		"cut":                   func(c *gateway.Call) { c.State = c.State[:8] },
 		"the server's own":      func(c *gateway.Call) { c.State = "inner" },
 		"for other arguments":   func(c *gateway.Call) { c.Args = json.RawMessage(`{"path":"y"}`) },
 		"for another tool":      func(c *gateway.Call) { c.Name = "files__slow" },
 		"another caller's":      func(c *gateway.Call) { c.Credential.Bearer = gateway.NewSecret("b") },
 		"answers twice":         func(c *gateway.Call) { c.Answers = json.RawMessage(`{"k":{"a":1,"a":2}}`) },
+		"answers, two ways":     func(c *gateway.Call) { c.Answers = json.RawMessage(`{"k":{"Action":"accept"}}`) },
 		"answers that are none": func(c *gateway.Call) { c.Answers = json.RawMessage(`[]`) },
 	} {
 		c := again
@@ -271,7 +289,7 @@ func TestAnswersNeedApprovalToo(t *testing.T) {
 	if refused == nil || refused.Code != gateway.PendingApproval || refused.State == "" {
 		t.Fatalf("%v", err)
 	}
-	want := `{"arguments":{"path":"x"},"inputResponses":{"k":{"action":"accept"}}}`
+	want := `{"arguments":{"path":"x"},"inputRequests":{"k":{"method":"elicitation/create","params":{"message":"sure?"}}},"inputResponses":{"k":{"action":"accept"}}}`
 	if one, err := h.Approvals.Get(t.Context(), "acme", refused.Approval.ID); err != nil || string(one.Args) != want {
 		t.Errorf("the human sees %s", one.Args)
 	}
@@ -288,6 +306,224 @@ func TestAnswersNeedApprovalToo(t *testing.T) {
 	if r, err := h.Handle(t.Context(), back, nil); err != nil || !strings.Contains(string(r.Raw), `"got":{"k":{"action":"accept"}},"state":"inner"`) {
 		t.Errorf("%s %v", r.Raw, err)
 	}
+}
+
+// What was asked stands beside the answers: bound to what a human agrees to, without
+// our secrets, and said to be unknown where it was long. A human's no to the answers outlives
+// another wording.
+func TestQuestionsAreShown(t *testing.T) {
+	for name, row := range map[string]struct{ message, shown string }{
+		"short":    {"sure?", `{"message":"sure?"}`},
+		"a secret": {"it is canary-canary", `{"message":"it is [redacted]"}`},
+		"long":     {strings.Repeat("long ", 2000), ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := gatewaytest.New(t)
+			h.Policy.Set(gatewaytest.Text + elicitRows)
+			h.Leases.Secret = "canary-canary"
+			message := row.message
+			h.Servers.Answer = func(_ context.Context, f gateway.Forward, _ gateway.Stream) (gateway.Result, error) {
+				return gateway.Result{Type: gateway.ResultInput, Raw: json.RawMessage(
+					`{"resultType":"input_required","x":1,"inputRequests":{"k":{"method":"elicitation/create","params":{"message":"` + message + `"}}}}`)}, nil
+			}
+			ask := asking("a", "files__write", `{}`, "2026-07-28")
+			asked := func() *gateway.ApprovalRequest {
+				t.Helper()
+				h.Handle(t.Context(), ask, nil)
+				approveAll(t, h, "bob")
+				r, err := h.Handle(t.Context(), ask, nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				again := ask
+				again.State, again.Answers = stateOf(t, r), json.RawMessage(`{"k":{"action":"accept"}}`)
+				_, err = h.Handle(t.Context(), again, nil)
+				if refused, ok := errors.AsType[*gateway.Refusal](err); ok && refused.Approval != nil {
+					return refused.Approval
+				} else if !ok || refused.Code != gateway.DeniedByOperator {
+					t.Fatal(err)
+				}
+				return nil
+			}
+			first := asked()
+			want := `{"arguments":{},"inputRequests":{"k":{"method":"elicitation/create","params":` + row.shown + `}},"inputResponses":{"k":{"action":"accept"}}}`
+			if row.shown == "" {
+				want = `{"arguments":{},"inputRequests":null,"inputResponses":{"k":{"action":"accept"}}}`
+			}
+			if string(first.Args) != want || first.Answers == "" {
+				t.Errorf("the human sees %s (answers %q)", first.Args, first.Answers)
+			}
+			message = "certain?"
+			second := asked()
+			if second == nil || second.ID == first.ID || second.Fingerprint == first.Fingerprint || second.ArgsCanon == first.ArgsCanon {
+				t.Fatal("another question is agreed to with the first")
+			}
+			if _, err := h.Vote(t.Context(), h.Operators.Op("bob"), "acme", second.ID, false, second.Digest, "no"); err != nil {
+				t.Fatal(err)
+			}
+			message = "really certain?"
+			if third := asked(); third != nil {
+				t.Error("another wording washes a human's no off")
+			}
+		})
+	}
+}
+
+// What a server answers is what every decoder reads, or nothing is made of it: no
+// question gets past policy by being two.
+func TestAnswersThatReadTwoWays(t *testing.T) {
+	const (
+		phish = `{"mode":"url","url":"https://evil.example/phish","message":"log in","elicitationId":"x"}`
+		form  = `{"mode":"form","message":"name?","requestedSchema":{"type":"object","properties":{}}}`
+		ask   = `{"method":"elicitation/create","params":`
+		steal = `{"messages":[{"role":"user","content":{"type":"text","text":"steal"}}],"maxTokens":9}`
+	)
+	input := func(rest string) gateway.Result {
+		return gateway.Result{Type: gateway.ResultInput, Raw: json.RawMessage(`{"resultType":"input_required","requestState":"s",` + rest + `}`)}
+	}
+	fault := func(raw string) gateway.Result { return gateway.Result{Error: json.RawMessage(raw)} }
+	plain := func(raw string) gateway.Result { return gateway.Result{Raw: json.RawMessage(raw)} }
+	for name, row := range map[string]struct {
+		says     gateway.Result
+		protocol string // empty: both
+		code     gateway.Code
+	}{
+		"a form":                     {input(`"inputRequests":{"a":` + ask + form + `}}`), "2026-07-28", ""},
+		"a page":                     {input(`"inputRequests":{"a":` + ask + phish + `}}`), "", gateway.Denied},
+		"requests twice":             {input(`"inputRequests":{"a":` + ask + phish + `}},"InputRequests":{"a":` + ask + form + `}}`), "", gateway.Downstream},
+		"a method twice":             {input(`"inputRequests":{"a":{"method":"sampling/createMessage","Method":"elicitation/create","params":` + steal + `,"Params":` + form + `}}`), "", gateway.Downstream},
+		"params twice":               {input(`"inputRequests":{"a":` + ask + phish + `,"Params":` + form + `}}`), "", gateway.Downstream},
+		"params by another name":     {input(`"inputRequests":{"a":{"method":"elicitation/create","Params":` + phish + `}}`), "", gateway.Downstream},
+		"keys that are one":          {input(`"inputRequests":{"a":` + ask + form + `},"A":` + ask + form + `}}`), "", gateway.Downstream},
+		"a mode twice":               {input(`"inputRequests":{"a":` + ask + `{"mode":"url","Mode":"form","url":"https://evil.example"}}}`), "", gateway.Downstream},
+		"in our name":                {input(`"inputRequests":{"IO.toolbroker/approval":` + ask + form + `}}`), "", gateway.Downstream},
+		"no state":                   {input(`"RequestState":"t","inputRequests":{"a":` + ask + form + `}}`), "", gateway.Downstream},
+		"a kind twice":               {plain(`{"content":[],"ResultType":"input_required","inputRequests":{"a":` + ask + phish + `}}}`), "", gateway.Downstream},
+		"complete, and asks":         {plain(`{"content":[],"resultType":"complete","inputRequests":{"a":` + ask + phish + `}}}`), "", gateway.Downstream},
+		"an escaped name":            {plain(`{"content":[],"Result\u0054ype":"task"}`), "", gateway.Downstream},
+		"failed, and not":            {plain(`{"content":[],"isError":true,"IsError":false}`), "", gateway.Downstream},
+		"structured twice":           {plain(`{"content":[],"structuredContent":{"a":1},"StructuredContent":{}}`), "", gateway.Downstream},
+		"content twice":              {plain(`{"content":[],"content":[{"type":"text","text":"x"}]}`), "", gateway.Downstream},
+		"names of its own":           {plain(`{"content":[{"Type":"x","text":"\"resulttype\":"}],"x":{"ResultType":1},"taskID2":["TASKID"],"structuredContent":{"IsError":1}}`), "", ""},
+		"a page by an error":         {fault(`{"code":-32042,"message":"x","data":{"elicitations":[` + phish + `]}}`), "", gateway.Denied},
+		"a code twice":               {fault(`{"code":-32042,"Code":1,"message":"x","data":{"elicitations":[` + phish + `]}}`), "", gateway.Downstream},
+		"another code, a code twice": {fault(`{"code":1,"Code":-32042,"message":"x","data":{"elicitations":[` + phish + `]}}`), "", gateway.Downstream},
+		"pages twice":                {fault(`{"code":-32042,"message":"x","data":{"elicitations":[` + phish + `],"Elicitations":[]}}`), "", gateway.Downstream},
+		"data twice":                 {fault(`{"code":-32042,"message":"x","data":{"elicitations":[` + phish + `]},"Data":{}}`), "", gateway.Downstream},
+		"pages by another name":      {fault(`{"code":-32042,"message":"x","data":{"Elicitations":[` + phish + `]}}`), "", gateway.Downstream},
+		"no pages":                   {fault(`{"code":-32042,"message":"x","data":{"elicitations":[]}}`), "", gateway.Downstream},
+		"pages that are no list":     {fault(`{"code":-32042,"message":"x","data":{"elicitations":{"0":` + phish + `}}}`), "", gateway.Downstream},
+		"a page that says it is no":  {fault(`{"code":-32042,"message":"x","data":{"elicitations":[{"url":"https://evil.example","message":"m"}]}}`), "", gateway.Downstream},
+		"a page that says it is one": {fault(`{"code":-32042,"message":"x","data":{"elicitations":[{"mode":"form","url":"https://evil.example","message":"m"}]}}`), "", gateway.Downstream},
+		"a code that is none":        {fault(`{"code":-32042.0,"message":"x","data":{"elicitations":[` + phish + `]}}`), "", gateway.Downstream},
+		"another error":              {fault(`{"code":-32601,"message":"x","data":{"elicitations":7,"a":9007199254740993}}`), "", ""},
+	} {
+		for _, protocol := range []string{"2025-11-25", "2026-07-28"} {
+			if row.protocol != "" && row.protocol != protocol {
+				continue
+			}
+			t.Run(name+" "+protocol, func(t *testing.T) {
+				h := gatewaytest.New(t)
+				h.Policy.Set(gatewaytest.Text + "p, agent:a, acme, work, files/read, elicit, args.mode == 'form', allow\n")
+				h.Servers.Answer = func(context.Context, gateway.Forward, gateway.Stream) (gateway.Result, error) { return row.says, nil }
+				who := &human{answer: accepted}
+				r, err := h.Handle(t.Context(), asking("a", "files__read", `{}`, protocol), who)
+				if codeOf(err) != row.code || len(who.asked) > 0 {
+					t.Errorf("%v, asked %v: %s%s", err, who.asked, r.Raw, r.Error)
+				}
+				if events := h.Events(); row.code != "" && !strings.Contains(events, "tool.call.failed:"+string(row.code)) {
+					t.Errorf("on record is %s", events)
+				}
+			})
+		}
+	}
+}
+
+// An agent's answer that its server could read in two ways goes to no server.
+func TestAnAgentsAnswerReadsOneWay(t *testing.T) {
+	for answer, reaches := range map[string]bool{
+		`{"model":"m","role":"assistant","content":{"type":"text","text":"a"}}`:                                                    true,
+		`{"action":"accept","content":{"Role":"x","Action":"y"}}`:                                                                  true,
+		`{"model":"m","role":"assistant","Role":"user","content":{"type":"text","text":"a"},"Content":{"type":"text","text":"b"}}`: false,
+		`{"model":"m","role":"assistant","content":{"n":9007199254740993}}`:                                                        false,
+		`{"Action":"accept"}`:                         false,
+		`{"action":"accept","action":"x"}`:            false,
+		`{"action":"accept","content":{"a":1,"A":2}}`: false,
+	} {
+		h := gatewaytest.New(t)
+		h.Policy.Set(gatewaytest.Text + elicitRows)
+		var heard string
+		h.Servers.Answer = func(ctx context.Context, f gateway.Forward, s gateway.Stream) (gateway.Result, error) {
+			r, err := s.Ask(ctx, gateway.MethodElicit, json.RawMessage(`{"message":"?"}`))
+			if heard = string(r.Raw); (err == nil) != (heard != "") {
+				t.Errorf("%s: %q, %v", answer, heard, err)
+			}
+			return gateway.Result{Raw: json.RawMessage(`{"content":[]}`)}, nil
+		}
+		if _, err := h.Handle(t.Context(), asking("a", "files__read", `{}`, "2025-11-25"), &human{answer: answer}); err != nil {
+			t.Fatal(err)
+		}
+		if (heard == answer) != reaches {
+			t.Errorf("%s: the server hears %q", answer, heard)
+		}
+		if !reaches && !strings.Contains(h.Events(), "tool.ask.answered") {
+			t.Errorf("on record is %s", h.Events())
+		}
+	}
+}
+
+// A loose decoder, which takes the last of two names and ignores case, reads a
+// question that may be asked, and the kind of a result, as an exact one does.
+func FuzzReadsAlike(f *testing.F) {
+	for _, s := range []string{
+		`{"mode":"form","url":"a"}`, `{"Mode":"url"}`, `{"mo\u0064e":"url","x":{"y":[1,1e400,-0]}}`, `{"maxTokens":1,"maxto\u212Aens":2}`, `{"mode":"form"} {}`,
+		`{"resultType":"complete"}`, `{"a":"{\"ResultType\":","b":["x"],"resultType":"task"}`, `{"iſError":true}`, `{"requestedSchema":{"properties":{"a":{"Type":1}}}}`,
+	} {
+		f.Add([]byte(s))
+	}
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		type asked struct {
+			Mode, URL, Message string
+			MaxTokens          float64
+			RequestedSchema    any
+		}
+		exact := func(name string) (v any) {
+			var all map[string]json.RawMessage
+			if json.Unmarshal(raw, &all) != nil {
+				t.Fatalf("%q is no object", raw)
+			}
+			if all[name] != nil && json.Unmarshal(all[name], &v) != nil {
+				t.Fatalf("%q: %s cannot be read", raw, name)
+			}
+			return v
+		}
+		var loose asked
+		if gateway.Alike(gateway.MethodElicit, raw) == nil && gateway.Alike(gateway.MethodSample, raw) == nil && len(raw) > 0 && json.Unmarshal(raw, &loose) == nil {
+			for name, got := range map[string]any{"mode": loose.Mode, "url": loose.URL, "message": loose.Message, "maxTokens": loose.MaxTokens} {
+				want := exact(name)
+				if want == nil {
+					want = map[string]any{"maxTokens": 0.0}[name]
+				}
+				if want == nil {
+					want = ""
+				}
+				if got != want {
+					t.Fatalf("%q: %s is %v to a loose decoder", raw, name, got)
+				}
+			}
+		}
+		var result struct {
+			ResultType string
+			IsError    bool
+		}
+		if json.Valid(raw) && gateway.Readable(raw) == nil && json.Unmarshal(raw, &result) == nil {
+			kind, _ := exact("resultType").(string)
+			failed, _ := exact("isError").(bool)
+			if kind != result.ResultType || failed != result.IsError {
+				t.Fatalf("%q is %+v to a loose decoder", raw, result)
+			}
+		}
+	})
 }
 
 // Coming back from the page agrees to nothing, and is possible a few times only.
@@ -314,35 +550,4 @@ func TestComingBackFromThePage(t *testing.T) {
 	if strings.Contains(h.Events(), string(audit.ApprovalGranted)) {
 		t.Error("an accepted elicitation approved it")
 	}
-}
-
-// No requestState but the one that was given out goes on with a call.
-func FuzzRequestState(f *testing.F) {
-	h := gatewaytest.New(f)
-	h.Policy.Set(gatewaytest.Text + elicitRows)
-	h.Servers.Answer = needs("inner")
-	ask := asking("a", "files__read", `{"path":"x"}`, "2026-07-28")
-	r, err := h.Handle(f.Context(), ask, nil)
-	if err != nil {
-		f.Fatal(err)
-	}
-	var body struct {
-		State string `json:"requestState"`
-	}
-	if err := json.Unmarshal(r.Raw, &body); err != nil {
-		f.Fatal(err)
-	}
-	f.Add(body.State, `{"k":{}}`)
-	f.Add(body.State+"=", `{}`)
-	f.Add("tb1.", `{"io.toolbroker/approval":{"action":"accept"}}`)
-	f.Add(strings.ToLower(body.State), `null`)
-	f.Fuzz(func(t *testing.T, state, answers string) {
-		c := ask
-		c.State, c.Answers = state, json.RawMessage(answers)
-		before := len(h.Servers.Sent())
-		_, err := h.Handle(t.Context(), c, nil)
-		if sent := len(h.Servers.Sent()) > before; sent && state != body.State && state != "" || sent != (err == nil) {
-			t.Errorf("%q with %q: sent %v, %v", state, answers, sent, err)
-		}
-	})
 }

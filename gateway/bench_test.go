@@ -45,3 +45,15 @@ func BenchmarkReadArguments(b *testing.B) {
 		}
 	}
 }
+
+// What it costs to ask whether a 64 KiB result says that it failed.
+func BenchmarkFailed(b *testing.B) {
+	raw, _ := json.Marshal(map[string]any{"content": []any{map[string]string{"type": "text", "text": strings.Repeat("nothing to see here, ", 3000)}}})
+	b.SetBytes(int64(len(raw)))
+	b.ReportAllocs()
+	for b.Loop() {
+		if (gateway.Result{Raw: raw}).Failed() {
+			b.Fatal("it did not")
+		}
+	}
+}

@@ -31,7 +31,8 @@ type life struct {
 	Lease     Lease
 	Sent      time.Time    // when it left for the server; zero while nothing did
 	asked     atomic.Int32 // by the server
-	kept      bool         // it is carried out for a handle
+	handle    string       // of an agent that takes one: what it comes back for
+	kept      bool         // it is carried out for that handle
 }
 
 // Handle takes one request for a server from the door to its end. Its error is always a
@@ -42,6 +43,9 @@ type life struct {
 func (g *Gateway) Handle(ctx context.Context, in Call, s Stream) (Result, error) {
 	in.Method = cmp.Or(in.Method, MethodCall)
 	c := &life{Call: in, ID: newID("call"), Stream: s}
+	if in.Later {
+		c.handle = newHandle()
+	}
 	result, err := g.carry(ctx, c)
 	if r, ok := errors.AsType[*Refusal](err); ok && r.Code == PendingApproval {
 		if in.Later {
@@ -94,6 +98,7 @@ func (g *Gateway) carry(ctx context.Context, c *life) (_ Result, err error) {
 	if c.Decision, err = g.decide(c); err != nil {
 		return Result{}, err
 	}
+	begun := c.begin() // takes as long as the record, beside it
 	if err = g.recordDecision(ctx, c); err != nil {
 		return Result{}, err
 	}
@@ -103,6 +108,11 @@ func (g *Gateway) carry(ctx context.Context, c *life) (_ Result, err error) {
 		return yes, g.recordOutcome(ctx, c, yes, 0)
 	}
 	defer g.giveBack(ctx, c)
+
+	// Was it sent before? From here on every replica knows of it.
+	if err = begun(ctx); err != nil {
+		return Result{}, err
+	}
 
 	// Must a human agree? An approval can outlive the task or the policy, so
 	// approve asks both again before a grant counts.
@@ -126,6 +136,15 @@ func (g *Gateway) carry(ctx context.Context, c *life) (_ Result, err error) {
 		return Result{}, err
 	}
 	return g.forward(ctx, c)
+}
+
+// begin begins to make known that the call is under way, so that its repetition is
+// not sent as well. A crash afterwards leaves it in doubt.
+func (c *life) begin() (wait func(context.Context) error) {
+	if c.Begin == nil {
+		return func(context.Context) error { return nil }
+	}
+	return c.Begin()
 }
 
 // decide asks the policy and every scope about these arguments, now.
@@ -294,6 +313,11 @@ func (g *Gateway) refused(ctx context.Context, c *life, err error) *Refusal {
 		r.Say = sayStale
 	case ctx.Err() != nil && c.Sent.IsZero():
 		r.Code, f.Type = Cancelled, audit.CallCancelled
+		if errors.Is(context.Cause(ctx), ErrGoingDown) {
+			r.Say = "the gateway was stopped before this call was sent; nothing was done; make it again"
+		}
+	case r.Code == Cancelled:
+		f.Type = audit.CallCancelled
 	case r.Code == Internal && errors.Is(err, errTaskEnded): // whatever was waiting when it did
 		r.Code, r.Say = NoTask, words[NoTask]
 	}

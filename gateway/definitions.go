@@ -30,7 +30,7 @@ func (g *Gateway) Definitions(ctx context.Context, op Operator, tenant string) (
 // AcceptDefinition takes what a server says now, and that hash alone, as good:
 // from then on agents see and reach it. It is on record before it takes effect.
 // It is ErrNotNow where the server says something else by now, or nothing is
-// withheld, and ErrNotFound where it offers no such thing.
+// withheld, and ErrNotFound where it offers no such thing, or none that can be used.
 func (g *Gateway) AcceptDefinition(ctx context.Context, op Operator, tenant, server string, s Sort, name, hash string) (Definition, error) {
 	none := Definition{}
 	if err := g.may(ctx, op, MayAccept, tenant); err != nil {
@@ -44,7 +44,7 @@ func (g *Gateway) AcceptDefinition(ctx context.Context, op Operator, tenant, ser
 		return none, fmt.Errorf("accept a definition: %w", err)
 	}
 	i := slices.IndexFunc(all, func(d Definition) bool {
-		return d.Server == server && d.Sort == s && d.Name == name && d.Hash != ""
+		return d.Server == server && d.Sort == s && d.Name == name && d.Hash != "" && !d.Unfit
 	})
 	switch {
 	case i < 0:

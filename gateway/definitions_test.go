@@ -44,6 +44,7 @@ func newShelf() *shelf {
 		{Tool: tool("read", "sha256:1"), Server: "files", Sort: gateway.SortTool, Name: "read", Hash: "sha256:1", Pinned: "sha256:1"},
 		{Tool: tool("write", "sha256:2"), Server: "files", Sort: gateway.SortTool, Name: "write", Hash: "sha256:2", Pinned: "sha256:0", Held: "changed"},
 		{Server: "files", Sort: gateway.SortTool, Name: "gone", Pinned: "sha256:3"},
+		{Server: "files", Sort: gateway.SortTool, Name: "odd", Hash: "sha256:5", Held: "it cannot be used", Unfit: true},
 	}}
 }
 
@@ -65,6 +66,7 @@ func TestAcceptDefinition(t *testing.T) {
 		{"the old one", "alice", "acme", "write", "sha256:0", gateway.SortTool, gateway.ErrNotNow, ""},
 		{"what is accepted", "alice", "acme", "read", "sha256:1", gateway.SortTool, gateway.ErrNotNow, ""},
 		{"what is gone", "alice", "acme", "gone", "", gateway.SortTool, gateway.ErrNotFound, ""},
+		{"what cannot be used", "alice", "acme", "odd", "sha256:5", gateway.SortTool, gateway.ErrNotFound, ""},
 		{"another sort", "alice", "acme", "write", "sha256:2", gateway.SortPrompt, gateway.ErrNotFound, ""},
 	} {
 		t.Run(c.what, func(t *testing.T) {
@@ -111,7 +113,7 @@ func TestAcceptanceIsOnRecordWhole(t *testing.T) {
 func TestDefinitionsAreSeen(t *testing.T) {
 	h := gatewaytest.New(t, func(g *gateway.Config) { g.Definitions = newShelf() })
 	for _, op := range []string{"alice", "bob", "vic", "root"} {
-		if all, err := h.Gateway.Definitions(t.Context(), h.Operators.Op(op), "acme"); err != nil || len(all) != 3 {
+		if all, err := h.Gateway.Definitions(t.Context(), h.Operators.Op(op), "acme"); err != nil || len(all) != 4 {
 			t.Errorf("%s: %d, %v", op, len(all), err)
 		}
 	}

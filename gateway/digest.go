@@ -31,7 +31,9 @@ func digestOf(domain string, v any) (string, error) {
 
 func sha(b []byte) string {
 	sum := sha256.Sum256(b)
-	return "sha256:" + hex.EncodeToString(sum[:])
+	out := [7 + 2*sha256.Size]byte{'s', 'h', 'a', '2', '5', '6', ':'}
+	hex.Encode(out[7:], sum[:])
+	return string(out[:])
 }
 
 // newRequest is what operators are asked about c. Of its two digests the
@@ -48,6 +50,7 @@ func (g *Gateway) newRequest(c *life) (ApprovalRequest, error) {
 		Args: c.Args.shown(), ArgsDigest: c.Args.rawDigest, ArgsCanon: c.Args.canonDigest, Meta: c.Args.meta,
 		Need: c.Decision.Need, Rules: c.Decision.Rules, Class: c.Tool.Class, Revision: c.Decision.Revision,
 		Method: methodOf(c), Created: now, Expires: now.Add(g.ApprovalTTL), State: ApprovalPending, FourEyes: g.fourEyes(p, t),
+		Holder: c.handle,
 	}
 	was := t.Shown()
 	r.Was = &was
@@ -58,11 +61,22 @@ func (g *Gateway) newRequest(c *life) (ApprovalRequest, error) {
 		r.TaskChain, r.Starters = append(r.TaskChain, a.ID), append(r.Starters, a.StartedBy)
 	}
 	refused := []string{r.ArgsCanon}
+	if c.Args.answers != nil {
+		r.Answers = sha(nil)
+		if inner := c.Args.state.Inner; inner != nil {
+			r.Answers = sha([]byte(*inner))
+		}
+		// A server can word its question anew each time: a no is to what was answered.
+		same := c.Args
+		same.state.Questions = nil
+		canon := jsontext.Value(same.shown())
+		if err := canon.Canonicalize(); err != nil {
+			return r, err
+		}
+		refused = []string{sha(canon)}
+	}
 	if c.Tool.ours != nil {
 		r.Kind, refused = c.Tool.ours.asks(c)
-	}
-	if c.Args.answers != nil && c.Args.state.Inner != nil {
-		r.Answers = sha([]byte(*c.Args.state.Inner))
 	}
 	var err error
 	for _, what := range refused {

@@ -58,9 +58,12 @@ func (g *Gateway) follow(ctx context.Context, c *life, updated func()) (err erro
 		return err
 	}
 	c.Sent = g.now()
-	err = g.Servers.Follow(ctx, Forward{
-		CallID: c.ID, Method: c.Method, Tool: c.Tool, Args: c.Args.raw, Protocol: c.Protocol, Principal: c.Principal, Task: c.Task, Session: c.Credential.Session, Lease: c.Lease,
-	}, func() {
+	f := Forward{
+		CallID: c.ID, Method: c.Method, Tool: c.Tool, Args: c.Args.raw, LogLevel: c.LogLevel, Protocol: c.Protocol,
+		Principal: c.Principal, Task: c.Task, Session: c.Credential.Session, Lease: c.Lease,
+	}
+	g.tie(c, &f)
+	err = g.Servers.Follow(ctx, f, func() {
 		if g.mayHear(ctx, c) {
 			updated()
 		}
@@ -97,10 +100,9 @@ func (g *Gateway) Shown(ctx context.Context, cred Credential, s Sort) (string, e
 		return "", err
 	}
 	sum := sha256.New()
-	for _, tool := range g.Servers.Offered(p.Tenant, s) {
-		if g.visible(p, t, tool).Verdict != authz.Deny {
-			fmt.Fprintf(sum, "%q %q\n", tool.Alias, tool.Hash)
-		}
+	seen, _ := g.seen(p, t, s)
+	for _, tool := range seen {
+		fmt.Fprintf(sum, "%q %q\n", tool.Alias, tool.Hash)
 	}
 	if s == SortTool {
 		for _, tool := range g.offers(p, t) {

@@ -375,13 +375,29 @@ type Tool struct {
 	Hash       string          // "sha256:<hex>" of the canonical definition, under its own name
 	Check      func(args json.RawMessage) error
 	Promise    func(structured json.RawMessage) error // holds structuredContent against the outputSchema; nil without one
+	TaskOnly   bool                                   // its server runs it as a task of 2025-11-25 only; agents do not read that
 	Meta       []string                               // _meta keys of the agent's that this server's config lets through
 	Kind       string                                 // "http" or "stdio"
 	Addr       string                                 // where it is, for the record; never with credentials
 	Class      string                                 // class of the credential its server needs; empty when none
 	Target     string                                 // argument that names the object touched, from the config; empty when none does
 
+	// What agents read of it where that is not all of Definition, and agents of before
+	// 2026-07-28 where that is less again; nil: what the others read.
+	Shown, ShownBefore json.RawMessage
+
 	ours ours // of a tool that the gateway itself offers, and carries out; else nil
+}
+
+// Listed is its definition as agents read it in a list.
+func (t Tool) Listed(modern bool) json.RawMessage {
+	switch {
+	case !modern && t.ShownBefore != nil:
+		return t.ShownBefore
+	case t.Shown != nil:
+		return t.Shown
+	}
+	return t.Definition
 }
 
 // ID is its name in policy: "server/tool", "server/<uri>", "server/prompt".
@@ -406,9 +422,18 @@ type Call struct {
 	// extension): a call that needs approval is then kept, not held.
 	Later bool
 
+	// Page says that the agent's side can be sent to a page of ours: a call that needs
+	// approval sends it there at once, and waits when it comes back.
+	Page bool
+
 	// Agrees holds what the transport says of the arguments against the tool,
 	// once the caller may see it; its error refuses the call. Nil for nothing.
 	Agrees func(Tool) error
+
+	// Begin begins to make known that the call is about to be sent. Nothing is before
+	// what it returns has returned; that error refuses the call. Nil for nothing.
+	Begin func() (wait func(context.Context) error)
+	Once  string // the same for whatever can only be the same call made again; empty: nobody knows one
 }
 
 // A Stream is the way back to the agent while its call is running. It is safe for
@@ -434,18 +459,10 @@ const (
 // error, each with the server's own bytes.
 type Result struct {
 	Type  string          // what Raw is; empty: ResultComplete
-	Raw   json.RawMessage // the result object, when Error and Handle are nil
-	Error json.RawMessage // the JSON-RPC error object
+	Raw   json.RawMessage // the result object, read strictly, when Error and Handle are nil
+	Error json.RawMessage // the JSON-RPC error object, read strictly
 
 	Handle *Handle // what to come back for, where Type is ResultTask and the gateway says it; a server's own is in Raw
-}
-
-// Failed reports whether the tool says of itself that it failed.
-func (r Result) Failed() bool {
-	var body struct {
-		IsError bool `json:"isError"`
-	}
-	return r.Error != nil || json.Unmarshal(r.Raw, &body) != nil || body.IsError
 }
 
 // A Forward is a decided call on its way downstream. The envelope is built from
@@ -456,7 +473,7 @@ type Forward struct {
 	Tool      Tool
 	Args      json.RawMessage // the bytes that were decided on
 	Meta      json.RawMessage // an object of the allowed keys, or nil; holds no progress token
-	Caps      json.RawMessage // what the server may ask of the agent, as client capabilities; an object, or nil for nothing
+	Caps      json.RawMessage // what the server may ask of the agent about this, as client capabilities; an object, or nil for nothing
 	LogLevel  string          // of the log messages that the agent wants; empty: it did not say
 	Protocol  string          // the MCP revision that the agent speaks: from 2026-07-28 on it can be asked nothing while a call runs
 	Answers   json.RawMessage // inputResponses, or nil
@@ -466,7 +483,14 @@ type Forward struct {
 	Principal Principal
 	Task      Task
 	Session   string // the agent's session, "" without one
+	Once      string // as in Call: servers that know keys of idempotency get theirs made of it, or of CallID
 	Lease     Lease
+
+	// Of an agent's session: what the server could be let ask about anything in it,
+	// which is the same for all its calls, and the way to its agent beside them. Both
+	// are nil without one.
+	Open   json.RawMessage
+	Beside Stream
 }
 
 // A Handle is what an agent of the MCP tasks extension comes back for: a call that
@@ -482,12 +506,13 @@ type Handle struct {
 	Approval string // the request that it waits for, or empty
 	Server   string // of a server's task, with Remote
 	Remote   string // the server's own id
-	Run      string // the call that runs it, or empty
+	Run      string // the call that runs it, or puts its end on record; or empty
 	RunUntil time.Time
 
 	Status  string // working, input_required, completed, failed, cancelled
 	Message string
 	Result  Result          // of a completed or failed one
+	Refused bool            // it failed by a refusal of the gateway's, which is Result.Error
 	Wants   json.RawMessage // inputRequests while input_required
 	State   string          // the requestState that goes with them, and back with
 	Answers json.RawMessage // what was answered
@@ -536,6 +561,7 @@ type Definition struct {
 	By       string          `json:"by,omitempty"`       // who accepted it: "operator:alice", or "first_use"
 	At       time.Time       `json:"at,omitzero"`
 	Held     string          `json:"held,omitempty"`  // why agents do not see it; empty: they do
+	Unfit    bool            `json:"unfit,omitempty"` // it cannot be used as it is, so that nobody can accept it
 	Flags    []string        `json:"flags,omitempty"` // what a human should look at: hidden characters, ...
 }
 
@@ -604,7 +630,7 @@ type ApprovalRequest struct {
 	ArgsCanon   string              `json:"args_canon"` // digest of the canonical arguments
 	Meta        json.RawMessage     `json:"meta,omitempty"`
 	Method      string              `json:"method,omitempty"`  // of MCP, where it is no tool's call
-	Answers     string              `json:"answers,omitempty"` // digest of the server's state that Args answers, where it does
+	Answers     string              `json:"answers,omitempty"` // digest of the server's state that Args answers, where it does: then Args is {"arguments", "inputRequests", "inputResponses"}
 	Need        []authz.Requirement `json:"need"`
 	Rules       []authz.Rule        `json:"rules"`
 	Class       string              `json:"class,omitempty"` // of the credential it will use
@@ -612,6 +638,7 @@ type ApprovalRequest struct {
 	FourEyes    bool                `json:"four_eyes"`       // every human behind it is known here, so that a voter is known to be another
 	Created     time.Time           `json:"created"`
 	Expires     time.Time           `json:"expires"` // of the request; a grant's own window may end earlier
+	Holder      string              `json:"-"`       // the handle that it is asked for, of whoever asks; empty on what comes back
 
 	State ApprovalState `json:"state"`
 	Votes []Vote        `json:"votes,omitempty"`
@@ -758,7 +785,9 @@ type Ending struct {
 // transition is atomic; what it cannot do it refuses with ErrNotNow.
 type Approvals interface {
 	// Request stores r, or returns the stored request with r's fingerprint
-	// that is pending, granted, reserved or denied and not expired.
+	// that is pending, granted, reserved or denied and not expired. Either way r's
+	// Holder waits for it from then on, or somebody who has none and comes back by
+	// itself.
 	Request(ctx context.Context, r ApprovalRequest) (stored ApprovalRequest, fresh bool, err error)
 	// Wait returns the request once it is not pending, or as it is when ctx ends.
 	Wait(ctx context.Context, tenant, id string) (ApprovalRequest, error)
@@ -774,6 +803,9 @@ type Approvals interface {
 	// Vote adds one operator's answer. One denial denies; enough approvals for
 	// every requirement grant. An operator votes once.
 	Vote(ctx context.Context, tenant, id string, v Vote) (ApprovalRequest, error)
+	// Withdraw takes back that a holder waits for a request. Where nobody else does,
+	// and no call is using its grant, that cancels it.
+	Withdraw(ctx context.Context, tenant, id, holder string) error
 	// Get returns a request, with its arguments while it is not final, else ErrNotFound.
 	Get(ctx context.Context, tenant, id string) (ApprovalRequest, error)
 	// List returns a tenant's open requests and those that ended lately, oldest first, without arguments.
@@ -802,7 +834,8 @@ type Leases interface {
 // Servers is the way downstream.
 type Servers interface {
 	// Offered returns what a tenant's servers offer of one sort, sorted by alias,
-	// without what is withheld. The slice and what it holds are not to be changed.
+	// without what is withheld. The slice and what it holds are not to be changed;
+	// where something of it changes, the next answer is another slice.
 	Offered(tenant string, s Sort) []Tool
 	// Resolve finds a thing by the name agents see. A resource need not be listed:
 	// one in a server's name space, or that one of its templates covers, is found.
@@ -818,10 +851,19 @@ type Servers interface {
 	// EndTask closes a task's downstream sessions and ends its children on this
 	// replica, and says what it saw of that since it was last asked.
 	EndTask(ctx context.Context, tenant, task string) LinkEnds
+	// EndSession does so for what belongs to one session of an agent's, and says
+	// whose it was; nobody's where there was nothing.
+	EndSession(ctx context.Context, session string) (of Owner, ends LinkEnds)
+	// Hear passes on what an agent said in a session, its Level or that its Roots
+	// changed, to the servers that have a session for it on this replica.
+	Hear(ctx context.Context, n News)
 }
 
-// LinkEnds names the servers of a task's downstream sessions and children, one
-// name for each.
+// An Owner is whose a downstream session or child is.
+type Owner struct{ Tenant, Task, Principal string }
+
+// LinkEnds names the servers of downstream sessions and children, one name for
+// each.
 type LinkEnds struct {
 	Gone []string // their end is proven
 	Open []string // not yet; it is tried on
@@ -845,6 +887,9 @@ type Handles interface {
 	Keep(ctx context.Context, h Handle) error
 	// Handle returns one that has not expired, or ErrNotFound.
 	Handle(ctx context.Context, tenant, id string) (Handle, error)
+	// Moved says whether one has another Seq by now, without reading it, so that it is
+	// cheap; who needs to be sure reads it. ErrNotFound as for Handle.
+	Moved(ctx context.Context, tenant, id string, seq int64) (bool, error)
 	// Move stores h, with its Seq one higher, if the stored one's Seq still is h's;
 	// else it is ErrNotNow.
 	Move(ctx context.Context, h Handle) (Handle, error)
@@ -878,6 +923,7 @@ type Session struct {
 	Caps     json.RawMessage `json:"caps,omitempty"`      // what its client said that it can do
 	LogLevel string          `json:"log_level,omitempty"` // of the log messages that it wants; empty: it did not say
 	Follows  []string        `json:"follows,omitempty"`   // resources whose changes it wants to hear of, as agents name them
+	Awaits   []string        `json:"awaits,omitempty"`    // approval requests to whose page its client was sent, until it hears that they are decided
 }
 
 // Sessions are the agents' legacy MCP sessions, and bring what agents send in them
@@ -888,7 +934,7 @@ type Sessions interface {
 	Session(ctx context.Context, id string) (Session, error)
 	// Open remembers a new one.
 	Open(ctx context.Context, id string, s Session) error
-	// Change lets f change LogLevel and Follows, in one step; ErrNotFound.
+	// Change lets f change LogLevel, Follows and Awaits, in one step; ErrNotFound.
 	Change(ctx context.Context, id string, f func(*Session)) (Session, error)
 	// Close forgets it; closing an unknown one is no error. Every Watch is told.
 	Close(ctx context.Context, id string) error
@@ -902,32 +948,90 @@ type Sessions interface {
 	// Answer hands an answer to whoever expects it, on any replica, once; ErrNotFound
 	// where nobody does.
 	Answer(ctx context.Context, session, ask string, r Result) error
-	// Cancel tells every replica's Watch, this one's too, that a session cancelled a
-	// request of its own.
-	Cancel(ctx context.Context, session, request string) error
-	// Watch hears of cancelled requests (closed false) and of sessions that were
-	// closed, on whatever replica, until ctx ends. While Redis cannot be reached it
-	// hears nothing.
-	Watch(ctx context.Context, f func(session, request string, closed bool))
+	// Tell tells every replica's Watch, this one's too. What is not a Note is heard
+	// once, and late rather than never; a note may be lost.
+	Tell(ctx context.Context, n News) error
+	// Watch hears what was told, and of sessions that were closed, on whatever
+	// replica, until ctx ends. While Redis cannot be reached it hears nothing.
+	Watch(ctx context.Context, f func(News))
 }
 
-// An Attempt is what became of a call whose answer did not reach its agent.
+// News is one thing that happened in a legacy session.
+type News struct {
+	Session   string
+	Cancelled string // a request of its agent's own, by its id
+	Roots     bool   // its agent's roots are others
+	Level     string // of log messages, that its agent wants from here on
+	Closed    bool   // it is over,
+	WithTask  bool   // and so is its task, whose end is the end of all that belongs to it
+	Note      *Note  // is for its agent
+}
+
+// A Note is what a server says to an agent beside all calls, for whichever replica
+// has a stream of the session's. Of a question only the one that answers
+// [Note.Taken] first puts it to the agent, whose answer is awaited under Ask.
+type Note struct {
+	Ask    string // the question's id, "ask-[a-z0-9]+"; empty for a notification
+	Method string
+	Params json.RawMessage
+}
+
+// Taken names what is expected of whoever puts the question to the agent.
+func (n Note) Taken() string { return "taken-" + n.Ask }
+
+// An Attempt is what became of a call, as far as its agent must know before it
+// repeats it.
 type Attempt struct {
-	Call   string `json:"call"`             // the first one's id
+	Call   string `json:"call"`             // its id; empty where nobody knows it any more
 	Doubt  bool   `json:"doubt,omitempty"`  // it is not known whether it was done
 	Answer []byte `json:"answer,omitempty"` // else what the agent would have read, without its envelope: a result, or
 	Error  bool   `json:"error,omitempty"`  // a JSON-RPC error
 }
 
-// Attempts remember calls whose answers did not reach their agents.
-type Attempts interface {
-	// Broke remembers one by its key ("[a-z0-9-]{1,64}") for a window that the
-	// implementation knows, on every replica.
-	Broke(ctx context.Context, tenant, key string, a Attempt) error
-	// Broken returns the one by that key, if there is one. Where none broke lately it
-	// costs no round trip.
-	Broken(ctx context.Context, tenant, key string) (Attempt, bool, error)
+// A Run is one try to carry a call out.
+type Run struct {
+	Tenant  string
+	Key     string // whatever is a repetition of it has the same; "[a-z0-9-]{1,64}"
+	Session string // in which an id is used once, so that an equal run is a repetition; empty: it may be another client's
+
+	// Gone reports whether its client is known to have left without its answer, or, once
+	// that is written, with it unread. It looks now, and does not wait.
+	Gone func(answered bool) bool
 }
+
+// Attempts know each call that is under way on any replica, and for a window, which
+// the implementation knows, those whose answers may not have reached their agents. A
+// replica that dies leaves what it had under way in doubt.
+type Attempts interface {
+	// Begin begins to make a run known to every replica, and does not wait for it.
+	Begin(Run) Try
+}
+
+// A Try is a run that [Attempts] were told of.
+type Try interface {
+	// Begun returns once every replica knows of the run: then it may be sent. Where it
+	// is a repetition it must not be, and there is what became of the first one. It is
+	// one if an equal run was lost, is on a replica that died, or belongs to the same
+	// session or a client that is gone; for one that is still under way Begun waits. What
+	// does not run has ended with that, and so has what Begun returns an error for.
+	Begun(ctx context.Context) (first Attempt, again bool, err error)
+	// End says how it ended. It does not wait: until every replica can know of the end,
+	// it stays as it was for them. After EndWritten there is one more, if that is ever known.
+	End(how RunEnd, a Attempt)
+}
+
+// A RunEnd is how a run ended, for whoever repeats it.
+type RunEnd int
+
+// EndNothing leaves nothing: the call can be made again. What is EndWritten is kept
+// for a repetition within the same session; for any other only until it has EndArrived,
+// or for some seconds. What is EndLost is kept for the window.
+const (
+	EndNothing RunEnd = iota // nothing was sent, or its agent took it back
+	EndWritten               // its answer was handed to the connection
+	EndArrived               // and was read
+	EndLost                  // the agent does not have it
+)
 
 // A Recorder keeps facts. It is safe for concurrent use.
 type Recorder interface {
@@ -951,5 +1055,6 @@ var (
 	ErrLogin        = errors.New("name or password is wrong")
 	ErrTooMany      = errors.New("too many tries")
 	ErrBusy         = errors.New("the workload is on another root task")
-	ErrStopped      = errors.New("stopped by an operator") // wraps nothing; whoever returns it wraps ErrNoTask as well
+	ErrGoingDown    = errors.New("the gateway is going down") // a cause: of the end of a call's context
+	ErrStopped      = errors.New("stopped by an operator")    // wraps nothing; whoever returns it wraps ErrNoTask as well
 )

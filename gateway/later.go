@@ -1,7 +1,6 @@
 package gateway
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"crypto/rand"
@@ -12,7 +11,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/go-json-experiment/json/jsontext"
+	strict "github.com/go-json-experiment/json"
 
 	"toolbroker/authz"
 	"toolbroker/gateway/audit"
@@ -21,8 +20,9 @@ import (
 // What an agent comes back for. A handle holds a call's bytes and never a
 // credential: whoever comes back is identified again, must be who got it, on the
 // same task, and it is by that credential that a call which a human has agreed to
-// meanwhile walks the whole line. So nothing runs for an agent that is gone, whose
-// key was revoked, or whose task ended.
+// meanwhile walks the whole line. A stream that names the handle comes back for its
+// agent (watch.go). So nothing runs for an agent that is gone, whose key was revoked,
+// or whose task ended.
 
 const (
 	pollEvery = 5 * time.Second
@@ -31,6 +31,9 @@ const (
 	runMost   = 30 * time.Minute
 	kept      = time.Hour // of what is decided or done, for an agent that is slow to ask
 )
+
+// errTakenBack is why the run of a handle ends that was withdrawn.
+var errTakenBack = errors.New("the agent cancelled its handle")
 
 // newHandle returns 260 random bits.
 func newHandle() string { return strings.ToLower(rand.Text() + rand.Text()) }
@@ -85,7 +88,7 @@ func (g *Gateway) keepRemote(ctx context.Context, c *life, r Result) (Result, er
 
 func (g *Gateway) keep(ctx context.Context, c *life, h Handle) (Result, error) {
 	now := g.now().UTC()
-	h.ID, h.Tenant, h.Binding, h.Task = newHandle(), c.Principal.Tenant, who(c.Principal, c.Task), c.Task.ID
+	h.ID, h.Tenant, h.Binding, h.Task = c.handle, c.Principal.Tenant, who(c.Principal, c.Task), c.Task.ID
 	h.Status = cmp.Or(h.Status, HandleWorking)
 	h.Created, h.Updated = now, now
 	h.Call = StoredCall{Method: c.Method, Name: c.Name, Args: c.Args.raw, Meta: c.Meta, Caps: c.Caps, Protocol: c.Protocol}
@@ -93,15 +96,35 @@ func (g *Gateway) keep(ctx context.Context, c *life, h Handle) (Result, error) {
 	if c.Task.Expires.Before(h.Expires) {
 		h.Expires = c.Task.Expires
 	}
-	if err := g.Handles.Keep(ctx, h); errors.Is(err, ErrNotNow) {
-		return Result{}, refuse(NoTask, errTaskEnded)
-	} else if errors.Is(err, ErrTooMany) {
-		return Result{}, refuse(TooMany, err).say("too many calls of this task wait already")
-	} else if err != nil {
-		return Result{}, refuse(Internal, fmt.Errorf("keep handle: %w", err))
+	err := g.Handles.Keep(ctx, h)
+	if err == nil {
+		h.Seq = 1
+		return Result{Type: ResultTask, Handle: &h}, nil
 	}
-	h.Seq = 1
-	return Result{Type: ResultTask, Handle: &h}, nil
+	if uerr := g.unask(ctx, h); uerr != nil { // nobody could come back for it
+		g.Logger.Error("approval request of a call that is not kept not withdrawn; it will expire", "approval", h.Approval, "call", c.ID, "err", uerr)
+	}
+	switch {
+	case errors.Is(err, ErrNotNow):
+		return Result{}, refuse(NoTask, errTaskEnded)
+	case errors.Is(err, ErrTooMany):
+		return Result{}, refuse(TooMany, err).say("too many calls of this task wait already")
+	}
+	return Result{}, refuse(Internal, fmt.Errorf("keep handle: %w", err))
+}
+
+// unask takes back what operators were asked for a handle. Where the same was asked
+// for another handle, or by a call without one, the request stays.
+func (g *Gateway) unask(ctx context.Context, h Handle) error {
+	if h.Approval == "" {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), g.GiveBack)
+	defer cancel()
+	if err := g.Approvals.Withdraw(ctx, h.Tenant, h.Approval, h.ID); err != nil && !errors.Is(err, ErrNotFound) {
+		return refuse(Internal, fmt.Errorf("withdraw approval: %w", err))
+	}
+	return nil
 }
 
 // Look returns what became of a handle (tasks/get), and carries its call out where a
@@ -144,28 +167,36 @@ func (g *Gateway) Update(ctx context.Context, in Call) (Handle, error) {
 	})
 }
 
-// Withdraw cancels a handle (tasks/cancel): a call that was not sent yet never is.
+// Withdraw cancels a handle (tasks/cancel): a call that was not sent yet never is,
+// and operators are not asked about it any more. A crash in between leaves a request
+// that another Withdraw takes back, or that expires.
 func (g *Gateway) Withdraw(ctx context.Context, in Call) (Handle, error) {
 	in.Method = MethodTaskCancel
 	return g.handled(ctx, in, func(ctx context.Context, c *life, h Handle) (Handle, error) {
-		if h.Final() {
-			return h, nil
-		}
-		if h.Remote != "" {
+		if h.Remote != "" && !h.Final() {
 			if err := g.remote(ctx, c, h, nil); err != nil {
 				return h, err
 			}
 		}
-		h.Status, h.Message, h.Wants, h.Updated = HandleCancelled, "cancelled by the agent", nil, g.now().UTC()
-		h, err := g.move(ctx, h)
-		if err == nil {
-			f := c.fact(audit.CallCancelled)
-			f.Detail = "the agent cancelled its handle"
-			if rerr := g.Recorder.Record(context.WithoutCancel(ctx), f); rerr != nil {
-				g.Logger.Error("cancelled handle not recorded", "call", c.ID, "err", rerr)
+		for !h.Final() { // whoever runs it says every moment that it is alive
+			next := h
+			next.Status, next.Message, next.Wants, next.Updated = HandleCancelled, "cancelled by the agent", nil, g.now().UTC()
+			moved, err := g.move(ctx, next)
+			if err != nil {
+				return h, err
+			}
+			if h = moved; h.Status == HandleCancelled && h.Remote == "" { // else it is on record since its server was told
+				f := c.fact(audit.CallCancelled)
+				f.Detail = "the agent cancelled its handle"
+				if rerr := g.Recorder.Record(context.WithoutCancel(ctx), f); rerr != nil {
+					g.Logger.Error("cancelled handle not recorded", "call", c.ID, "err", rerr)
+				}
 			}
 		}
-		return h, err
+		if h.Status != HandleCancelled {
+			return h, nil
+		}
+		return h, g.unask(ctx, h)
 	})
 }
 
@@ -209,21 +240,28 @@ func (g *Gateway) ofCaller(ctx context.Context, c *life) (h Handle, err error) {
 }
 
 func (g *Gateway) move(ctx context.Context, h Handle) (Handle, error) {
+	h, _, err := g.moves(ctx, h)
+	return h, err
+}
+
+// moves also reports whether h is what was moved to. Where somebody was quicker, what
+// they made of it counts.
+func (g *Gateway) moves(ctx context.Context, h Handle) (_ Handle, won bool, err error) {
 	moved, err := g.Handles.Move(ctx, h)
 	switch {
 	case err == nil:
-		return moved, nil
-	case errors.Is(err, ErrNotNow): // somebody was quicker: what they made of it counts
+		return moved, true, nil
+	case errors.Is(err, ErrNotNow):
 		if h, err = g.Handles.Handle(ctx, h.Tenant, h.ID); err == nil {
-			return h, nil
+			return h, false, nil
 		}
 		fallthrough
 	case errors.Is(err, ErrNotFound):
-		return h, refuse(UnknownHandle, err)
+		return h, false, refuse(UnknownHandle, err)
 	case errors.Is(err, ErrTooMany):
-		return h, refuse(Downstream, err).say("what the tool's server says of this task is too large to keep")
+		return h, false, refuse(Downstream, err).say("what the tool's server says of this task is too large to keep")
 	}
-	return h, refuse(Internal, fmt.Errorf("keep handle: %w", err))
+	return h, false, refuse(Internal, fmt.Errorf("keep handle: %w", err))
 }
 
 // lookHeld asks what operators said.
@@ -245,7 +283,29 @@ func (g *Gateway) lookHeld(ctx context.Context, c *life, h Handle) (Handle, erro
 			code = Denied
 		}
 	}
-	return g.move(ctx, h.failed(refuse(code, nil), g.now()))
+	no := refuse(code, nil)
+	no.CallID = c.ID
+	moved, won, err := g.moves(ctx, h.failed(no, g.now()))
+	if won { // whoever looks from here on hears it, and puts nothing on record
+		made, _ := g.made(c, h) // what it is about, where that is still there
+		if r.ID != "" {
+			made.Request = &r
+		}
+		g.refused(ctx, made, no)
+	}
+	return moved, err
+}
+
+// made is the call that a handle was given for, as whoever comes back for it would
+// make it now.
+func (g *Gateway) made(c *life, h Handle) (made *life, err error) {
+	made = &life{Call: c.Call, ID: c.ID, Principal: c.Principal, Task: c.Task}
+	made.Method, made.Name, made.Call.Args, made.Meta, made.Answers, made.State = h.Call.Method, h.Call.Name, h.Call.Args, h.Call.Meta, nil, ""
+	if made.Tool, err = g.resolve(made); err != nil {
+		return made, err
+	}
+	made.Args, err = g.read(made)
+	return made, err
 }
 
 // failed says of a handle that its call was refused.
@@ -253,8 +313,17 @@ func (h Handle) failed(r *Refusal, now time.Time) Handle {
 	body := map[string]any{"code": -32000, "message": string(r.Code) + ": " + r.Say}
 	body["data"] = map[string]any{"io.toolbroker/refusal": map[string]any{"code": r.Code, "call": r.CallID}}
 	h.Result.Error, _ = json.Marshal(body) // maps of strings and a number
-	h.Status, h.Message, h.Updated, h.Run = HandleFailed, string(r.Code), now.UTC(), ""
+	h.Status, h.Message, h.Updated, h.Run, h.Refused = HandleFailed, string(r.Code), now.UTC(), "", true
 	return h
+}
+
+// tooLarge says of a handle that its call was done, and that nobody can read what
+// came of it.
+func (h Handle) tooLarge(call string, now time.Time) Handle {
+	r := refuse(Downstream, ErrTooMany).say("the call was done, but its result is too large to keep; do not repeat it")
+	r.CallID = call
+	h.Result, h.Wants = Result{}, nil
+	return h.failed(r, now)
 }
 
 // alive is a handle whose call runs, unless whoever ran it has died.
@@ -270,28 +339,53 @@ func (g *Gateway) alive(ctx context.Context, h Handle) (Handle, error) {
 // launch begins to carry a handle's call out, by the credential that came back for
 // it, and does not wait.
 func (g *Gateway) launch(ctx context.Context, c *life, h Handle) (Handle, error) {
-	run := &life{ID: newID("call"), kept: true, Call: Call{
+	run := &life{ID: newID("call"), handle: h.ID, kept: true, Call: Call{
 		Credential: c.Credential, Method: h.Call.Method, Name: h.Call.Name, Args: h.Call.Args, Meta: h.Call.Meta, JSONRPCID: c.JSONRPCID,
 		Protocol: h.Call.Protocol, Caps: h.Call.Caps, State: h.State, Answers: h.Answers, Later: true,
 	}}
 	h.Run, h.RunUntil, h.Message, h.Updated = run.ID, g.now().Add(runLease), "", g.now().UTC()
+	if !g.begin() {
+		return h, refuse(Internal, ErrGoingDown)
+	}
 	claimed, err := g.move(ctx, h)
 	if err != nil || claimed.Run != run.ID {
+		g.runs.Done()
 		return claimed, err
 	}
-	g.closing.Add(1)
 	go func() {
-		defer g.closing.Done()
+		defer g.runs.Done()
 		g.run(context.WithoutCancel(ctx), run, claimed)
 	}()
 	return claimed, nil
 }
 
+// begin counts a run in, unless the gateway is going down.
+func (g *Gateway) begin() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if !g.ending {
+		g.runs.Add(1)
+	}
+	return !g.ending
+}
+
+// Finish begins no more calls for handles, lets those that run end until ctx does,
+// and cuts the rest off: their handles say that they are in doubt.
+func (g *Gateway) Finish(ctx context.Context) {
+	g.mu.Lock()
+	g.ending = true
+	g.mu.Unlock()
+	defer context.AfterFunc(ctx, g.cutOff)()
+	g.runs.Wait()
+}
+
 // run carries a handle's call out and stores what came of it. A crash before that
 // leaves a run that says nothing any more: in doubt.
 func (g *Gateway) run(ctx context.Context, c *life, h Handle) {
-	ctx, cancel := context.WithTimeout(ctx, runMost)
-	defer cancel()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	ctx, stopClock := context.WithTimeout(ctx, runMost)
+	defer stopClock()
 	beating := make(chan Handle, 1)
 	done := make(chan struct{})
 	go func() { beating <- g.beat(ctx, h, done, cancel) }()
@@ -301,7 +395,10 @@ func (g *Gateway) run(ctx context.Context, c *life, h Handle) {
 		err = g.refused(ctx, c, err)
 	}
 	close(done)
+	keep, stop := context.WithTimeout(context.WithoutCancel(ctx), g.GiveBack)
+	defer stop()
 	if h = <-beating; h.Final() {
+		g.unaskRun(keep, c, h)
 		return // withdrawn
 	}
 	h.Run, h.Updated = "", g.now().UTC()
@@ -324,33 +421,43 @@ func (g *Gateway) run(ctx context.Context, c *life, h Handle) {
 	default:
 		h.Status, h.Result = HandleCompleted, result
 	}
-	keep, stop := context.WithTimeout(context.WithoutCancel(ctx), g.GiveBack)
-	defer stop()
 	_, err = g.Handles.Move(keep, h)
+	if errors.Is(err, ErrNotNow) {
+		g.unaskRun(keep, c, h)
+	}
 	if errors.Is(err, ErrTooMany) {
-		r := refuse(Downstream, err).say("the call was done, but its result is too large to keep; do not repeat it")
-		r.CallID = c.ID
-		h.Result, h.Wants = Result{}, nil
-		_, err = g.Handles.Move(keep, h.failed(r, g.now()))
+		_, err = g.Handles.Move(keep, h.tooLarge(c.ID, g.now()))
 	}
 	if err != nil {
 		g.Logger.Error("outcome of a kept call not kept; it will read as in doubt", "call", c.ID, "err", err)
 	}
 }
 
+// unaskRun takes back what a run asked of operators while its handle was withdrawn.
+func (g *Gateway) unaskRun(ctx context.Context, c *life, h Handle) {
+	if c.Request == nil {
+		return
+	}
+	h.Approval = c.Request.ID
+	if err := g.unask(ctx, h); err != nil {
+		g.Logger.Error("approval request of a cancelled handle not withdrawn; it will expire", "approval", h.Approval, "call", c.ID, "err", err)
+	}
+}
+
 // beat says that a run is alive until done is closed, and returns the handle as it
-// is then. It cancels a run whose handle was withdrawn.
-func (g *Gateway) beat(ctx context.Context, h Handle, done <-chan struct{}, cancel func()) Handle {
+// is then. It cancels a run whose handle was withdrawn, and one that the gateway
+// cannot wait for any more.
+func (g *Gateway) beat(ctx context.Context, h Handle, done <-chan struct{}, cancel context.CancelCauseFunc) Handle {
 	tick := time.NewTicker(runBeat)
 	defer tick.Stop()
-	stopped := g.stopped
+	down := g.down
 	for {
 		select {
 		case <-done:
 			return h
-		case <-stopped: // we are going down: what is not done in time is in doubt
-			cancel()
-			stopped = nil
+		case <-down:
+			cancel(ErrGoingDown)
+			down = nil
 			continue
 		case <-tick.C:
 		}
@@ -360,7 +467,7 @@ func (g *Gateway) beat(ctx context.Context, h Handle, done <-chan struct{}, canc
 		case err == nil:
 			h = moved
 		case errors.Is(err, ErrNotNow), errors.Is(err, ErrNotFound):
-			cancel()
+			cancel(errTakenBack)
 			h.Status = HandleCancelled
 			<-done
 			return h
@@ -370,15 +477,17 @@ func (g *Gateway) beat(ctx context.Context, h Handle, done <-chan struct{}, canc
 
 // lookRemote asks a server what became of its task.
 func (g *Gateway) lookRemote(ctx context.Context, c *life, h Handle) (Handle, error) {
-	result, err := g.askRemote(ctx, c, h, nil)
+	if h.Run != "" && g.now().Before(h.RunUntil) {
+		return h, nil // somebody is putting its end on record
+	}
+	result, blanked, err := g.askRemote(ctx, c, h, nil)
 	if err != nil {
 		return h, err
 	}
-	was := h.Status
-	now := g.now().UTC()
+	was := h
 	if result.Error != nil {
-		h.Status, h.Result, h.Updated = HandleFailed, result, now
-		return g.move(ctx, h)
+		h.Status, h.Result, h.Wants = HandleFailed, result, nil
+		return g.ended(ctx, c, was, h, blanked)
 	}
 	t, err := readRemote(result.Raw)
 	if err == nil && t.Status == HandleInput && len(t.Asks) == 0 { // what makes a task may leave them to this
@@ -388,83 +497,112 @@ func (g *Gateway) lookRemote(ctx context.Context, c *life, h Handle) (Handle, er
 		return h, g.recordFailure(ctx, c, err)
 	}
 	for _, a := range t.Asks {
-		if err := g.decideAsk(ctx, c, g.caps(c), a.Method, a.Params); err != nil {
+		if _, err := g.decideAsk(ctx, c, g.caps(c), a.Method, a.Params); err != nil {
 			return h, err
 		}
 	}
 	t.onto(&h)
-	if h.Final() {
-		f := c.fact(audit.CallCompleted)
-		f.Outcome = &Outcome{Status: "ok", Bytes: len(h.Result.Raw), Digest: sha(h.Result.Raw), Latency: now.Sub(h.Created)}
-		if h.Status == HandleFailed {
-			f.Type, f.Outcome.Status, f.Outcome.Bytes, f.Outcome.Digest = audit.CallFailed, "downstream_error", len(h.Result.Error), sha(h.Result.Error)
-		}
-		if err := g.Recorder.Record(context.WithoutCancel(ctx), f); err != nil {
-			return h, refuse(Internal, fmt.Errorf("record outcome: %w", err))
-		}
-	}
-	if was == h.Status && !h.Final() {
+	switch {
+	case h.Final():
+		return g.ended(ctx, c, was, h, blanked)
+	case was.Status == h.Status:
 		return h, nil // nothing to remember
 	}
-	h.Updated = now
+	h.Updated = g.now().UTC()
 	return g.move(ctx, h)
 }
 
-// remote tells a server something about its task.
-func (g *Gateway) remote(ctx context.Context, c *life, h Handle, answers json.RawMessage) error {
-	result, err := g.askRemote(ctx, c, h, answers)
-	if err == nil && result.Error != nil {
-		err = g.recordFailure(ctx, c, fmt.Errorf("%w: the server refused", ErrBadAnswer))
+// ended puts on record how a server's task ended, before anybody reads it, and once,
+// whoever else looks on whatever replica: whoever is the first to say so of the
+// handle does it. A crash in between leaves a handle whose end somebody else finds,
+// and says once more.
+func (g *Gateway) ended(ctx context.Context, c *life, was, h Handle, blanked int) (Handle, error) {
+	now := g.now().UTC()
+	was.Run, was.RunUntil = c.ID, now.Add(runLease)
+	claimed, won, err := g.moves(ctx, was)
+	if err != nil || !won {
+		return claimed, err
 	}
-	return err
+	c.Sent = h.Created // its call's
+	switch h.Status {
+	case HandleCancelled:
+		f := c.fact(audit.CallCancelled)
+		f.Outcome, f.Detail = &Outcome{Status: "cancelled", Latency: now.Sub(h.Created)}, "the server says that it cancelled its task"
+		if err := g.Recorder.Record(context.WithoutCancel(ctx), f); err != nil {
+			return h, refuse(Internal, fmt.Errorf("record outcome: %w", err))
+		}
+	default:
+		if err := g.recordOutcome(ctx, c, h.Result, blanked); err != nil {
+			return h, err
+		}
+	}
+	h.Seq, h.Run, h.RunUntil, h.Updated = claimed.Seq, "", time.Time{}, now
+	moved, err := g.move(ctx, h)
+	if errors.Is(err, ErrTooMany) {
+		return g.move(ctx, h.tooLarge(c.ID, now))
+	}
+	return moved, err
+}
+
+// remote tells a server something about its task, and puts on record that it heard.
+func (g *Gateway) remote(ctx context.Context, c *life, h Handle, answers json.RawMessage) error {
+	result, blanked, err := g.askRemote(ctx, c, h, answers)
+	switch {
+	case err != nil:
+		return err
+	case result.Error != nil:
+		return g.recordFailure(ctx, c, fmt.Errorf("%w: the server refused", ErrBadAnswer))
+	case c.Method != MethodTaskCancel:
+		return g.recordOutcome(ctx, c, result, blanked)
+	}
+	f := c.fact(audit.CallCancelled)
+	f.Outcome, f.Detail = &Outcome{Status: "cancelled", Latency: g.now().Sub(c.Sent)}, "the agent cancelled its handle, and the server was told; it may have run"
+	if err := g.Recorder.Record(context.WithoutCancel(ctx), f); err != nil {
+		return refuse(Internal, fmt.Errorf("record outcome: %w", err))
+	}
+	return nil
 }
 
 // askRemote sends one request about a server's task, decided like the call that
 // made it. What an approved call's server asks later nobody has approved.
-func (g *Gateway) askRemote(ctx context.Context, c *life, h Handle, answers json.RawMessage) (Result, error) {
-	var err error
+func (g *Gateway) askRemote(ctx context.Context, c *life, h Handle, answers json.RawMessage) (_ Result, blanked int, err error) {
 	c.Call.Caps, c.Call.Later = h.Call.Caps, true
-	made := c.Call
-	made.Method, made.Name, made.Args, made.Meta, made.Answers, made.State = h.Call.Method, h.Call.Name, h.Call.Args, h.Call.Meta, nil, ""
-	look := &life{Call: made, ID: c.ID, Principal: c.Principal, Task: c.Task}
-	if look.Tool, err = g.resolve(look); err != nil {
-		return Result{}, err
-	}
-	if look.Tool.Server != h.Server {
-		return Result{}, refuse(UnknownHandle, errors.New("its tool is another server's now"))
-	}
-	if look.Args, err = g.read(look); err != nil {
-		return Result{}, err
-	}
+	look, err := g.made(c, h)
 	c.Tool, c.Args = look.Tool, look.Args
+	switch {
+	case err != nil && CodeOf(err) == UnknownTool:
+		return Result{}, 0, err
+	case look.Tool.Server != h.Server:
+		return Result{}, 0, refuse(UnknownHandle, errors.New("its tool is another server's now"))
+	case err != nil:
+		return Result{}, 0, err
+	}
 	if c.Decision, err = g.decide(look); err != nil {
-		return Result{}, err
+		return Result{}, 0, err
 	}
 	if answers != nil && c.Decision.Verdict == authz.Approve {
-		return Result{}, refuse(Denied, errors.New("answers to an approved call")).say("a human approved this call without these answers; make a new call")
+		return Result{}, 0, refuse(Denied, errors.New("answers to an approved call")).say("a human approved this call without these answers; make a new call")
 	}
 	if err = c.keeps(answers); err != nil {
-		return Result{}, err
+		return Result{}, 0, err
 	}
-	if answers != nil { // as strictly as arguments
-		if err = (&reader{dec: jsontext.NewDecoder(bytes.NewReader(answers))}).value(nil, 0); err != nil {
-			return Result{}, err
-		}
+	if answers != nil && alike(answers, names{"*": answerNames}) != nil { // as strictly as arguments
+		return Result{}, 0, badArguments("inputResponses must be JSON that can be read in one way only")
 	}
 	if c.Method != MethodTaskGet { // a look that changes nothing is no event
 		if err = g.recordDecision(ctx, c); err != nil {
-			return Result{}, err
+			return Result{}, 0, err
 		}
 	}
 	if c.Lease, err = g.lease(ctx, c); err != nil {
-		return Result{}, err
+		return Result{}, 0, err
 	}
 	look.Decision = c.Decision
 	if err = g.stillStands(ctx, look); err != nil { // a queue for a lease can take seconds
-		return Result{}, err
+		return Result{}, 0, err
 	}
 	if err = g.recordUse(ctx, c); err != nil {
-		return Result{}, err
+		return Result{}, 0, err
 	}
 	c.Sent = g.now()
 	result, err := g.Servers.Forward(ctx, Forward{
@@ -472,15 +610,15 @@ func (g *Gateway) askRemote(ctx context.Context, c *life, h Handle, answers json
 		Principal: c.Principal, Task: c.Task, Session: c.Credential.Session, Lease: c.Lease,
 	}, &back{g: g, c: c})
 	if err == nil {
-		result, _, err = g.mesh.result(result)
+		result, blanked, err = g.mesh.result(result)
 	}
 	if err != nil {
-		return Result{}, g.recordFailure(ctx, c, err)
+		return Result{}, 0, g.recordFailure(ctx, c, err)
 	}
-	return result, nil
+	return result, blanked, nil
 }
 
-// remote is a task of the MCP tasks extension as its server tells of it.
+// A remoteTask is a task of the MCP tasks extension as its server tells of it.
 type remoteTask struct {
 	ID      string          `json:"taskId"`
 	Status  string          `json:"status"`
@@ -495,7 +633,13 @@ type remoteTask struct {
 
 func readRemote(raw json.RawMessage) (t remoteTask, err error) {
 	bad := fmt.Errorf("%w: a task that cannot be read", ErrBadAnswer)
-	if json.Unmarshal(raw, &t) != nil || len(t.ID) > 512 || len(t.Asks) > maxAsks {
+	if _, err := topAlike(raw, taskNames); err != nil {
+		return t, bad
+	}
+	if strict.Unmarshal(raw, &t) != nil || len(t.ID) > 512 || len(t.Asks) > maxAsks {
+		return t, bad
+	}
+	if _, err := topAlike(t.Result, resultNames); t.Result != nil && err != nil {
 		return t, bad
 	}
 	switch t.Status {
@@ -524,6 +668,9 @@ func (t remoteTask) ttl() time.Duration {
 func (t remoteTask) onto(h *Handle) {
 	h.Status, h.Message, h.Wants = t.Status, clipTo(t.Message, 500), t.asks
 	h.Result = Result{Raw: t.Result, Error: t.Error}
+	if t.Status == HandleFailed && t.Error == nil {
+		h.Result.Error = json.RawMessage(`{"code":-32603,"message":"the tool's server says that its task failed, and not why"}`)
+	}
 	if h.Poll = pollEvery; t.Poll != nil && *t.Poll >= 0 && *t.Poll < pollEvery.Milliseconds()*100 {
 		h.Poll = time.Duration(*t.Poll) * time.Millisecond
 	}

@@ -111,6 +111,112 @@ func TestEndsOfAKeptCall(t *testing.T) {
 	}
 }
 
+// Who takes a kept call back takes back what operators were asked, too, unless they
+// are asked the same for somebody else who waits.
+func TestWithdrawing(t *testing.T) {
+	type world struct {
+		*gatewaytest.House
+		first, second gateway.Handle
+	}
+	for name, row := range map[string]struct {
+		do   func(*testing.T, *world)
+		want gateway.ApprovalState
+	}{
+		"the only one":     {func(*testing.T, *world) {}, gateway.ApprovalCancelled},
+		"approved already": {func(t *testing.T, w *world) { approveAll(t, w.House, "bob") }, gateway.ApprovalCancelled},
+		"another handle":   {func(t *testing.T, w *world) { w.second = keep(t, w.House, later("files__write", `{ }`)) }, gateway.ApprovalPending},
+		"another that is taken back, too": {func(t *testing.T, w *world) {
+			w.second = keep(t, w.House, later("files__write", `{}`))
+			if _, err := w.Withdraw(t.Context(), about(w.second.ID)); err != nil {
+				t.Fatal(err)
+			}
+		}, gateway.ApprovalCancelled},
+		"a call that was held": {func(t *testing.T, w *world) {
+			if _, err := w.Call(t.Context(), "files__write", `{}`); codeOf(err) != gateway.PendingApproval {
+				t.Fatal(err)
+			}
+		}, gateway.ApprovalPending},
+		"another call": {func(t *testing.T, w *world) { keep(t, w.House, later("files__write", `{"path":"other"}`)) }, gateway.ApprovalCancelled},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := &world{House: gatewaytest.New(t)}
+			w.first = keep(t, w.House, later("files__write", `{}`))
+			kept, err := w.Handles.Handle(t.Context(), "acme", w.first.ID)
+			if err != nil {
+				t.Fatal(err)
+			}
+			row.do(t, w)
+			for range 2 { // asking again is harmless
+				if one, err := w.Withdraw(t.Context(), about(w.first.ID)); err != nil || one.Status != gateway.HandleCancelled {
+					t.Fatalf("%s, %v", one.Status, err)
+				}
+			}
+			r, err := w.Approvals.Get(t.Context(), "acme", kept.Approval)
+			if err != nil || r.State != row.want {
+				t.Fatalf("operators are asked: %s, %v; want %s", r.State, err, row.want)
+			}
+			if w.second.ID == "" || row.want != gateway.ApprovalPending {
+				return
+			}
+			approveAll(t, w.House, "bob")
+			until(t, w.House, w.second.ID, gateway.HandleCompleted)
+		})
+	}
+}
+
+// A call that cannot be kept leaves operators in peace.
+func TestNobodyIsAskedAboutWhatIsNotKept(t *testing.T) {
+	h := gatewaytest.New(t)
+	h.Handles.Most = 1
+	if _, err := h.Handle(t.Context(), later("files__write", `{}`), nil); codeOf(err) != gateway.TooMany {
+		t.Fatal(err)
+	}
+	all, err := h.Approvals.List(t.Context(), "acme")
+	if err != nil || len(all) != 1 || all[0].State != gateway.ApprovalCancelled {
+		t.Errorf("%+v, %v", all, err)
+	}
+}
+
+// What a run asks while its handle is taken back, nobody is left to wait for.
+func TestARunThatIsTakenBack(t *testing.T) {
+	h := gatewaytest.New(t)
+	h.Policy.Set(gatewaytest.Text + elicitRows)
+	h.Servers.Answer = needs("inner")
+	kept := keep(t, h, later("files__write", `{}`))
+	approveAll(t, h, "bob")
+	until(t, h, kept.ID, gateway.HandleInput)
+	asked, release := make(chan struct{}), make(chan struct{})
+	h.Approvals.Asked = func() { close(asked); <-release }
+	c := about(kept.ID)
+	c.Answers = json.RawMessage(`{"k":{"action":"accept"}}`)
+	if _, err := h.Update(t.Context(), c); err != nil {
+		t.Fatal(err)
+	}
+	<-asked
+	if _, err := h.Withdraw(t.Context(), about(kept.ID)); err != nil {
+		t.Fatal(err)
+	}
+	close(release)
+	for deadline := time.Now().Add(5 * time.Second); ; {
+		all, err := h.Approvals.List(t.Context(), "acme")
+		if err != nil {
+			t.Fatal(err)
+		}
+		cancelled := 0
+		for _, r := range all {
+			if r.State == gateway.ApprovalCancelled {
+				cancelled++
+			}
+		}
+		if cancelled == 1 {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%d of %d are cancelled", cancelled, len(all))
+		}
+	}
+}
+
 // A handle is its owner's, on its task, while that runs.
 func TestHandlesAreTheirOwners(t *testing.T) {
 	h := gatewaytest.New(t)
@@ -181,6 +287,19 @@ func TestAServersTask(t *testing.T) {
 	if one := until(t, h, kept.ID, gateway.HandleInput); !strings.Contains(string(one.Wants), `"message":"?"`) {
 		t.Errorf("%s", one.Wants)
 	}
+	says0 := says
+	for _, odd := range []string{
+		`{"taskId":"guess-me","status":"working","Status":"completed","result":{"content":[]}}`,
+		`{"taskId":"guess-me","status":"completed","result":{"content":[],"ResultType":"input_required"}}`,
+		`{"taskId":"guess-me","status":"completed","result":{"content":[]},"Result":{}}`,
+		`{"taskId":"guess-me","status":"input_required","inputRequests":{"k":{"method":"elicitation/create","params":{"message":"?","Message":"!"}}}}`,
+	} {
+		says = odd
+		if one, err := h.Look(t.Context(), about(kept.ID)); codeOf(err) != gateway.Downstream {
+			t.Errorf("%s: %+v %v", odd, one, err)
+		}
+	}
+	says = says0
 	h.Policy.Set(gatewaytest.Text)
 	if _, err := h.Look(t.Context(), about(kept.ID)); codeOf(err) != gateway.Denied && codeOf(err) != gateway.Downstream {
 		t.Errorf("a question that policy denies: %v", err)

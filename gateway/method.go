@@ -2,10 +2,11 @@ package gateway
 
 import (
 	"bytes"
-	"cmp"
 	"encoding/json"
 	"errors"
 	"strings"
+
+	strict "github.com/go-json-experiment/json"
 
 	"toolbroker/authz"
 	"toolbroker/gateway/audit"
@@ -36,18 +37,6 @@ func (c *life) way() way {
 		w.sort = c.Ref
 	}
 	return w
-}
-
-// visible reports whether policy and scopes could let this task use a thing in
-// the usual way. What is not is not listed, and answers like what is not there.
-func (g *Gateway) visible(p Principal, t Task, tool Tool) authz.Decision {
-	return g.could(p, t, tool, shows[cmp.Or(tool.Sort, SortTool)])
-}
-
-func (g *Gateway) could(p Principal, t Task, tool Tool, a authz.Action) authz.Decision {
-	q := g.question(p, t, tool.ID(), a, nil)
-	q.Could = true
-	return g.ask(t, q)
 }
 
 // resolve finds what the call is about, if this task may see it. What it returns
@@ -105,7 +94,7 @@ func schemaOf(method string, t Tool) json.RawMessage {
 			Name string `json:"name"`
 		} `json:"arguments"`
 	}
-	_ = json.Unmarshal(t.Definition, &prompt) // what cannot be read declares nothing
+	_ = strict.Unmarshal(t.Definition, &prompt) // what cannot be read declares nothing
 	props := map[string]any{}
 	for _, a := range prompt.Arguments {
 		props[a.Name] = map[string]string{"type": "string"}

@@ -113,6 +113,18 @@ func codeOf(err error) gateway.Code {
 	return gateway.CodeOf(err)
 }
 
+// A prompt declares what its definition says by that very name, and nothing else.
+func TestAPromptsArguments(t *testing.T) {
+	h := things(t, thingRows)
+	h.Servers.Offer(gateway.Tool{Sort: gateway.SortPrompt, Server: "files", Name: "review", Alias: "files__odd", Kind: "http", Hash: "sha256:odd",
+		Definition: json.RawMessage(`{"name":"files__odd","arguments":[{"name":"what"}],"Arguments":[{"name":"sum"}]}`)})
+	for args, code := range map[string]gateway.Code{`{"what":"x"}`: "", `{"what":"x","sum":"1"}`: gateway.BadArguments} {
+		if _, err := h.Handle(t.Context(), method(gateway.MethodGet, "files__odd", args), nil); codeOf(err) != code {
+			t.Errorf("%s: %v", args, err)
+		}
+	}
+}
+
 // A read that a human agreed to reads what they saw, once.
 func TestAnApprovedRead(t *testing.T) {
 	h := things(t, thingRows)
@@ -186,6 +198,50 @@ func sorted(all []string) []string {
 	return out
 }
 
+// A list that was shown before is still what may be used now: by this workload, of
+// this catalogue, under this policy.
+func TestListsAreOfNow(t *testing.T) {
+	h := gatewaytest.New(t)
+	shown := func(bearer, task string) string {
+		all, err := h.List(t.Context(), gateway.Credential{Bearer: gateway.NewSecret(bearer), Task: task}, gateway.SortTool, gateway.CallRef{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var names []string
+		for _, one := range all {
+			if one.Server == "files" {
+				names = append(names, one.Name)
+			}
+		}
+		return strings.Join(names, " ")
+	}
+	twice := func(bearer, task, want string) {
+		t.Helper()
+		for range 2 {
+			if got := shown(bearer, task); got != want {
+				t.Errorf("%s: %s, want %s", bearer, got, want)
+			}
+		}
+	}
+	twice("a", "", "pay read slow write")
+	h.Policy.Set(strings.Replace(gatewaytest.Text, "files/slow,    call,  ,                    allow", "files/slow,    call,  ,                    deny", 1))
+	twice("a", "", "pay read write")
+	h.Servers.Offer(gateway.Tool{Server: "files", Name: "file:///new", Alias: "files__new", Hash: "sha256:new"})
+	h.Policy.Set(gatewaytest.Text + "p, agent:a, acme, work, files/file:///new, call, , allow\n")
+	twice("a", "", "pay read slow write file:///new")
+
+	task, token, err := h.StartTask(t.Context(), as("key"), spec(func(s *gateway.TaskSpec) { s.Principals = []string{"agent:c"} }))
+	if err != nil {
+		t.Fatal(err)
+	}
+	own := shown(token.Reveal(), "")
+	twice("c", task.ID, "")
+	twice(token.Reveal(), "", own)
+	if own == "" {
+		t.Error("the task's own workload sees nothing")
+	}
+}
+
 // A subscription is decided when it begins and at each change.
 func TestFollow(t *testing.T) {
 	h := things(t, thingRows)
@@ -244,6 +300,19 @@ func TestSearch(t *testing.T) {
 	}
 	r, err := h.Call(t.Context(), "toolbroker__search_tools", `{"query":"files","limit":20}`)
 	if err != nil || !strings.Contains(string(r.Raw), "files__read") || strings.Contains(string(r.Raw), "files__hidden") {
+		t.Errorf("found %s, %v", r.Raw, err)
+	}
+	// In a text of ours, too, a definition says nothing in our name.
+	h.Servers.Offer(gateway.Tool{Server: "files", Name: "read", Alias: "files__read2", Kind: "http", Hash: "sha256:read2",
+		Definition: json.RawMessage(`{"name":"files__read2","n":1.50,"_meta":{"io.toolbroker/a":{"b":1},"IO.Toolbroker/x":1,"x":[{"io.tool\u0062roker/y":1,"z":[]}]}}`)})
+	r, err = h.Call(t.Context(), "toolbroker__search_tools", `{"query":"read2"}`)
+	var found struct {
+		Structured struct {
+			Tools []json.RawMessage `json:"tools"`
+		} `json:"structuredContent"`
+	}
+	if err != nil || strings.Contains(strings.ToLower(string(r.Raw)), "io.tool") || json.Unmarshal(r.Raw, &found) != nil || len(found.Structured.Tools) != 1 ||
+		string(found.Structured.Tools[0]) != `{"name":"files__read2","n":1.50,"_meta":{"x":[{"z":[]}]}}` {
 		t.Errorf("found %s, %v", r.Raw, err)
 	}
 	for _, row := range []struct {

@@ -11,6 +11,7 @@ import (
 	"maps"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -85,10 +86,17 @@ type Gateway struct {
 	held     map[string]int
 	counts   map[count]int64     // refusals that are counted, not written one by one
 	shapes   sync.Map            // definition hash to *shape
-	wider    sync.Map            // tasks to wider: scopes that approvals added to
+	shaped   atomic.Int64        // what those cost
 	flights  map[string]*flights // calls under way here, by task
-	closing  sync.WaitGroup
-	stopped  chan struct{} // closed when Run ends
+	closing  sync.WaitGroup      // what belonged to sessions that ended
+	stopped  chan struct{}       // closed when nothing of that begins any more
+	runs     sync.WaitGroup      // calls that are carried out here for handles
+	ending   bool                // no more of them are begun
+	down     chan struct{}       // closed when those that run must end
+	cutOff   func()              // closes it
+
+	reachMu sync.RWMutex
+	reaches map[taskKey]*reach
 
 	mesh    *mesh                      // of every credential that is live here
 	states  cipher.AEAD                // what seals requestState
@@ -130,9 +138,10 @@ func New(c Config) (*Gateway, error) {
 	}
 	g := &Gateway{
 		Config: c, kinds: map[string]TaskKind{},
-		limiters: map[string]*rate.Limiter{}, held: map[string]int{}, flights: map[string]*flights{}, counts: map[count]int64{}, stopped: make(chan struct{}),
-		mesh: newMesh(), guarded: map[string]map[string]bool{}, calls: map[string]int64{}, used: maps.Clone(c.Used),
+		limiters: map[string]*rate.Limiter{}, held: map[string]int{}, flights: map[string]*flights{}, counts: map[count]int64{}, stopped: make(chan struct{}), down: make(chan struct{}),
+		reaches: map[taskKey]*reach{}, mesh: newMesh(), guarded: map[string]map[string]bool{}, calls: map[string]int64{}, used: maps.Clone(c.Used),
 	}
+	g.cutOff = sync.OnceFunc(func() { close(g.down) })
 	if g.used == nil {
 		g.used = map[string]time.Time{}
 	}
@@ -166,9 +175,11 @@ func (g *Gateway) now() time.Time { return g.Now() }
 // newID returns a fresh id of 130 random bits, in the closed grammar of ids.
 func newID(kind string) string { return kind + "-" + strings.ToLower(rand.Text()) }
 
-// Run writes the counted refusals once a second until ctx ends, and then waits
-// for what was still being given back.
+// Run writes the counted refusals once a second, and ends at servers what belonged
+// to sessions that ended, until ctx ends; then it waits for what was still being
+// ended. What still runs for handles is cut off then; [Gateway.Finish] waits for it.
 func (g *Gateway) Run(ctx context.Context) error {
+	go g.Sessions.Watch(ctx, func(n News) { g.heard(ctx, n) })
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	for {
@@ -177,11 +188,19 @@ func (g *Gateway) Run(ctx context.Context) error {
 			g.flushCounts(ctx)
 		case <-ctx.Done():
 			g.flushCounts(context.WithoutCancel(ctx))
-			close(g.stopped)
+			g.stop()
 			g.closing.Wait()
+			g.Finish(ctx)
 			return nil
 		}
 	}
+}
+
+// stop has nothing new begin that Run waits for.
+func (g *Gateway) stop() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	close(g.stopped)
 }
 
 // Fault says why nothing can be recorded now, or nil.

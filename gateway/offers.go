@@ -329,7 +329,7 @@ func (e escalation) decide(g *Gateway, c *life) (authz.Decision, error) {
 			g.escalation(c, audit.EscalationRefused, r)
 			return d, r
 		}
-		sum.Rules = append(sum.Rules, d.Rules...)
+		sum.Rules, sum.Cited = append(sum.Rules, d.Rules...), append(sum.Cited, d.Cited...)
 		sum.Need = append(sum.Need, d.Need...)
 		sum.Revision = d.Revision
 		reasons = append(reasons, t.ID()+": "+d.Reason)

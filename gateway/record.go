@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"strconv"
 	"time"
 
 	"toolbroker/authz"
@@ -269,13 +268,27 @@ func (g *Gateway) recordFailure(ctx context.Context, c *life, err error) error {
 	case errors.Is(err, ErrNotSent):
 		r.InDoubt = false
 		f.Outcome.Status, f.Detail = "downstream_error", "nothing reached the server"
+		if errors.Is(err, ErrTooMany) {
+			f.Detail = "nothing reached the server: there are too many sessions at it"
+			r.say("too many sessions are open at the tool's server, most likely your own; nothing was done; end those that you need no more, and try again")
+			break
+		}
 		r.say("the tool's server cannot be reached; nothing was done; try again later")
 	case errors.Is(context.Cause(ctx), errTaskEnded):
 		f.Type, f.Code, f.Outcome.Status = audit.CallCancelled, NoTask, "cancelled"
 		f.Detail = "the task ended while the call was running; it may have run"
 		r.Code = NoTask
 		r.say("the task ended while the call was running; it may have run")
-	case ctx.Err() != nil:
+	case errors.Is(context.Cause(ctx), ErrGoingDown):
+		f.Type, f.Code, f.Outcome.Status = audit.CallInDoubt, InDoubt, "in_doubt"
+		f.Detail = "the gateway stopped while the call was running; it may have run"
+		r.Code = InDoubt
+		r.say("the gateway was stopped while this call was running, and it is not known whether it was done; look before you repeat it")
+	case errors.Is(context.Cause(ctx), errTakenBack):
+		f.Type, f.Code, f.Outcome.Status = audit.CallCancelled, Cancelled, "cancelled"
+		f.Detail = "the agent cancelled its handle while the call was running; it may have run"
+		r.Code = Cancelled
+	case ctx.Err() != nil && !errors.Is(context.Cause(ctx), context.DeadlineExceeded):
 		f.Type, f.Code, f.Outcome.Status = audit.CallCancelled, Cancelled, "cancelled"
 		f.Detail = "the agent went away while the call was running; it may have run"
 		r.Code = Cancelled
@@ -354,43 +367,51 @@ func (f Fact) event() audit.Event {
 	e := audit.Event{
 		Type: f.Type, Tenant: orUnknown(f.Tenant), Key: f.Key, Count: f.Count, Detail: f.Detail, Unbound: f.Unbound, Policy: f.Policy,
 	}
+	var parts struct { // of nearly every event, in one piece of memory
+		workload audit.Workload
+		call     audit.Call
+		task     audit.Task
+		tool     audit.Tool
+		target   audit.Target
+		args     audit.Args
+		decision audit.Decision
+		outcome  audit.Outcome
+	}
 	if !f.At.IsZero() {
 		e.At = stamp(f.At)
 	}
 	if f.Task != nil {
-		e.Task, e.Unbound = taskEvent(*f.Task), ""
+		parts.task = taskEvent(f.Task)
+		e.Task, e.Unbound = &parts.task, ""
 	} else if e.Unbound == "" {
 		e.Unbound = "not about a task"
 	}
 	if p := f.Principal; p != nil {
-		e.Workload = &audit.Workload{
+		e.Workload, parts.workload = &parts.workload, audit.Workload{
 			Authn: orUnknown(p.Authn), Bound: orNone(p.Bound), Credential: orUnknown(p.Credential), Delegation: orEmpty(p.Chain), ID: p.ID, Owner: orUnknown(p.Owner),
 			OnBehalfOf: orNone(p.OnBehalfOf),
 		}
 	}
 	if c := f.Call; c != nil {
-		e.Call = &audit.Call{
+		e.Call, parts.call = &parts.call, audit.Call{
 			ID: orUnknown(c.ID), JSONRPCID: orUnknown(c.JSONRPCID), Method: orUnknown(c.Method), Protocol: orUnknown(c.Protocol),
 			Session: orNone(c.Session), Source: orUnknown(c.Source), TraceID: orUnknown(c.Trace),
 		}
 	}
 	if t := f.Tool; t != nil {
-		e.Tool = &audit.Tool{Definition: orUnknown(t.Hash), Name: t.Name, Server: t.Server}
-		e.Target = &audit.Target{Addr: orUnknown(t.Addr), Kind: orUnknown(t.Kind), Object: audit.Unknown}
+		e.Tool, parts.tool = &parts.tool, audit.Tool{Definition: orUnknown(t.Hash), Name: t.Name, Server: t.Server}
+		e.Target, parts.target = &parts.target, audit.Target{Addr: orUnknown(t.Addr), Kind: orUnknown(t.Kind), Object: audit.Unknown}
 	}
 	if a := f.Args; a != nil {
-		e.Args = &audit.Args{Bytes: a.Bytes, Digest: a.Canonical, RawDigest: a.Raw}
+		e.Args, parts.args = &parts.args, audit.Args{Bytes: a.Bytes, Digest: a.Canonical, RawDigest: a.Raw}
 		if e.Target != nil {
 			e.Target.Object = orUnknown(a.Target)
 		}
 	}
 	if d := f.Decision; d != nil {
-		e.Decision = &audit.Decision{
+		e.Decision, parts.decision = &parts.decision, audit.Decision{
 			Effect: d.Verdict.String(), Engine: engine, Need: needs(d.Need), PolicyRev: orUnknown(d.Revision), Reason: d.Reason,
-			ReasonCode: string(f.Code), Rules: make([]string, len(d.Rules)),
-		}
-		for i, r := range d.Rules {
-			e.Decision.Rules[i] = ruleText(r)
+			ReasonCode: string(f.Code), Rules: orEmpty(d.Cited),
 		}
 		if f.Code == "" {
 			e.Decision.ReasonCode = "ok"
@@ -433,7 +454,7 @@ func (f Fact) event() audit.Event {
 	}
 	if o := f.Outcome; o != nil {
 		code := string(f.Code)
-		e.Outcome = &audit.Outcome{
+		e.Outcome, parts.outcome = &parts.outcome, audit.Outcome{
 			Code: orNone(code), LatencyUS: o.Latency.Microseconds(), Redacted: o.Redacted, ResultBytes: o.Bytes,
 			ResultDigest: orUnknown(o.Digest), Status: o.Status,
 		}
@@ -451,8 +472,8 @@ func fourEyes(known bool) string {
 // engine names what decided, for a reader years from now.
 const engine = "casbin/2 model toolbroker/1"
 
-func taskEvent(t Task) *audit.Task {
-	e := &audit.Task{
+func taskEvent(t *Task) audit.Task {
+	e := audit.Task{
 		Approvers: t.Approvers, Asserted: t.Claims.asserted(), Chain: make([]string, len(t.Ancestors)),
 		Expires: audit.Unknown, ID: t.ID, Implicit: t.Implicit, Kind: orUnknown(t.Kind), Labels: t.Labels, OnBehalf: orNone(t.OnBehalfOf),
 		Owner: orUnknown(t.Owner), Parent: orNone(t.Parent), Purpose: t.Purpose, Reference: t.Reference,
@@ -539,12 +560,10 @@ func secretEvent(l Lease, end *LeaseEnd) *audit.Secret {
 func needs(need []authz.Requirement) []audit.Need {
 	out := make([]audit.Need, len(need))
 	for i, n := range need {
-		out[i] = audit.Need{Group: orNone(n.Group), N: n.N, Rule: ruleText(n.Rule)}
+		out[i] = audit.Need{Group: orNone(n.Group), N: n.N, Rule: n.Rule.String()}
 	}
 	return out
 }
-
-func ruleText(r authz.Rule) string { return r.File + ":" + strconv.Itoa(r.Line) + ": " + r.Text }
 
 func stamp(t time.Time) string { return t.UTC().Format("2006-01-02T15:04:05.000000Z") }
 

@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -9,6 +10,7 @@ import (
 	"strings"
 
 	strict "github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
 
 	"toolbroker/authz"
 )
@@ -95,19 +97,74 @@ func (search) serve(_ context.Context, g *Gateway, c *life) (string, error) {
 		score int
 	}
 	var hits []hit
-	for _, t := range g.Servers.Offered(c.Principal.Tenant, SortTool) {
-		score := match(words, t)
-		if score > 0 && g.visible(c.Principal, c.Task, t).Verdict != authz.Deny {
+	seen, _ := g.seen(c.Principal, c.Task, SortTool)
+	for _, t := range seen {
+		if score := match(words, t); score > 0 {
 			hits = append(hits, hit{t, score})
 		}
 	}
 	slices.SortStableFunc(hits, func(a, b hit) int { return cmp.Compare(b.score, a.score) })
 	found := []json.RawMessage{}
 	for _, h := range hits[:min(len(hits), cmp.Or(in.Limit, 5))] {
-		found = append(found, h.tool.Definition)
+		def, err := withoutOurs(jsontext.NewDecoder(bytes.NewReader(h.tool.Definition)))
+		if err == nil { // servers are held to it where they list
+			found = append(found, def)
+		}
 	}
 	out, err := json.Marshal(map[string]any{"tools": found, "more": max(0, len(hits)-len(found))})
 	return string(out), err
+}
+
+// ourKeys begins the names that only we may say, in whatever case.
+const ourKeys = "io.toolbroker/"
+
+func isOurs(name string) bool {
+	return len(name) >= len(ourKeys) && strings.EqualFold(name[:len(ourKeys)], ourKeys)
+}
+
+// withoutOurs is the next value without members by our names, at every depth: it
+// goes to an agent inside a text, into which nothing looks any more.
+func withoutOurs(d *jsontext.Decoder) (json.RawMessage, error) {
+	kind := d.PeekKind()
+	if kind != '{' && kind != '[' {
+		v, err := d.ReadValue()
+		return json.RawMessage(v.Clone()), err
+	}
+	if _, err := d.ReadToken(); err != nil {
+		return nil, err
+	}
+	end := jsontext.Kind(']')
+	if kind == '{' {
+		end = '}'
+	}
+	out := []byte{byte(kind)}
+	for d.PeekKind() != end {
+		member, name := []byte(nil), ""
+		if kind == '{' {
+			tok, err := d.ReadToken()
+			if err != nil {
+				return nil, err
+			}
+			name = tok.String()
+			if member, err = jsontext.AppendQuote(nil, name); err != nil {
+				return nil, err
+			}
+			member = append(member, ':')
+		}
+		v, err := withoutOurs(d)
+		if err != nil {
+			return nil, err
+		}
+		if isOurs(name) {
+			continue
+		}
+		if len(out) > 1 {
+			out = append(out, ',')
+		}
+		out = append(append(out, member...), v...)
+	}
+	_, err := d.ReadToken()
+	return append(out, byte(end)), err
 }
 
 // match counts the words that a tool's name or definition holds; those of the name

@@ -374,7 +374,7 @@ func (g *Gateway) decideStart(by starter, t Task, spec TaskSpec) (authz.Decision
 	}
 	if by.parent != nil {
 		q.Action, q.Task = authz.Delegate, by.parent.Kind
-		q.Scopes = append(g.limits(*by.parent), g.reach(*by.parent))
+		q.Scopes = g.reachOf(*by.parent).all
 	}
 	d := g.Policy.Decide(q)
 	switch d.Verdict {

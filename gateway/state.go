@@ -16,10 +16,6 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 )
 
-// ApprovalAnswer is the key of the one input request that is ours: a page where a
-// human may agree. Whatever comes back under it agrees to nothing.
-const ApprovalAnswer = "io.toolbroker/approval"
-
 // A state is what an agent brings back to go on with a call (requestState of
 // 2026-07-28): the server's own state, and what we must know again. Agents see it
 // sealed only, and it is good for one caller, task, tool and arguments.
@@ -30,15 +26,21 @@ type state struct {
 	Round   int             `json:"round"`             // how often the agent was sent to a human
 	Inner   *string         `json:"inner,omitempty"`   // the server's; nil where it gave none
 	Asked   []string        `json:"asked,omitempty"`   // the keys of what the server asked
+	Pages   int             `json:"pages,omitempty"`   // how often a server sent the agent to pages by an error; then Asked is of the last
 	Answers json.RawMessage `json:"answers,omitempty"` // what the agent answered before it was sent to a human
+
+	// Questions is what the server asked, by key, as the agent got it; nil where
+	// that is too long to carry along.
+	Questions json.RawMessage `json:"questions,omitempty"`
 }
 
 const (
-	stateMark   = "tb1."
-	maxState    = 256 << 10 // bytes of ours; the server's is in it
-	maxSent     = 6         // times that an agent is sent to a human before it is told to come back later
-	maxAnswers  = 64        // of one call
-	statesValid = time.Hour
+	stateMark    = "tb1."
+	maxState     = 256 << 10 // bytes of ours; the server's is in it
+	maxQuestions = 8 << 10   // bytes
+	maxSent      = 6         // times that an agent is sent to a human before it is told to come back later
+	maxAnswers   = 64        // of one call
+	statesValid  = time.Hour
 )
 
 func newStates(key []byte) (cipher.AEAD, error) {
@@ -77,7 +79,8 @@ var errState = errors.New("a requestState that is not this caller's, for this ca
 func (g *Gateway) unseal(c *life, sealed, argsCanon string) (s state, err error) {
 	text, marked := strings.CutPrefix(sealed, stateMark)
 	raw, err := base64.RawURLEncoding.Strict().DecodeString(text)
-	if !marked || err != nil || len(raw) > maxState+1024 {
+	// A strict decoder still skips line ends.
+	if !marked || err != nil || len(raw) > maxState+1024 || strings.ContainsAny(text, "\r\n") {
 		return s, errState
 	}
 	if raw, err = g.states.Open(nil, nil, raw, []byte(stateMark)); err != nil || json.Unmarshal(raw, &s) != nil {
@@ -103,17 +106,19 @@ func (g *Gateway) readAnswers(c *life, a *arguments) error {
 	a.state = s
 	answers := map[string]json.RawMessage{}
 	if c.Answers != nil {
-		if err := (&reader{dec: jsontext.NewDecoder(bytes.NewReader(c.Answers))}).value(nil, 0); err != nil {
-			return badState("inputResponses cannot be read: they must be strict JSON")
+		if err := alike(c.Answers, names{"*": answerNames}); err != nil {
+			return badState("inputResponses must be JSON that can be read in one way only")
 		}
 		if json.Unmarshal(c.Answers, &answers) != nil || len(answers) > maxAnswers {
 			return badState("inputResponses must be an object")
 		}
 	}
-	delete(answers, ApprovalAnswer)
+	if s.Pages > 0 {
+		return a.opened(answers)
+	}
 	if s.Answers != nil { // given before the agent was sent to a human, and sealed since
 		a.answers = s.Answers
-	} else if len(s.Asked) > 0 {
+	} else if len(s.Asked) > 0 { // nothing of ours is among that
 		maps.DeleteFunc(answers, func(key string, _ json.RawMessage) bool { return !slices.Contains(s.Asked, key) })
 		if a.answers, err = json.Marshal(answers); err != nil {
 			return badState("inputResponses cannot be read")
@@ -134,12 +139,17 @@ func (g *Gateway) readAnswers(c *life, a *arguments) error {
 func badState(text string) error { return refuse(BadState, errState).say(text) }
 
 // shown is what operators see, and what is digested for them: the arguments, and
-// beside them what the agent answered to the server.
+// beside them what the server asked (null: nobody knows any more) and what the agent
+// answered.
 func (a arguments) shown() json.RawMessage {
 	if a.answers == nil {
 		return a.raw
 	}
-	return bytes.Join([][]byte{[]byte(`{"arguments":`), a.raw, []byte(`,"inputResponses":`), a.answers, []byte(`}`)}, nil)
+	asked := a.state.Questions
+	if asked == nil {
+		asked = json.RawMessage("null")
+	}
+	return bytes.Join([][]byte{[]byte(`{"arguments":`), a.raw, []byte(`,"inputRequests":`), asked, []byte(`,"inputResponses":`), a.answers, []byte(`}`)}, nil)
 }
 
 // asShown takes the bytes that operators saw.

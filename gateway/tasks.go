@@ -116,20 +116,13 @@ func (g *Gateway) end(ctx context.Context, t Task, by string, who Fact) (Task, e
 // again is harmless.
 func (g *Gateway) CloseHere(ctx context.Context, t Task) Closing {
 	defer g.unguardTask(t)
-	defer g.wider.Delete(t.Tenant + "/" + t.ID)
-	links := g.Servers.EndTask(ctx, t.Tenant, t.ID)
-	c := Closing{Links: len(links.Gone), Names: Names{Links: links.Gone}}
-	for _, server := range links.Open {
-		c.Unproven = append(c.Unproven, "sessions or children of server "+server)
-	}
-	for _, server := range links.Lost {
-		c.Lost = append(c.Lost, "sessions of server "+server+", which did not confirm their end")
-	}
+	defer g.forgetReach(t)
+	c := closed(g.Servers.EndTask(ctx, t.Tenant, t.ID))
 	left := g.landed(ctx, t)
 	if c.Calls = max(0, g.cut(t)-left); left > 0 {
 		c.Unproven = append(c.Unproven, fmt.Sprintf("%d calls under way", left))
 	}
-	return Closing{}.Add(c) // so that nothing is said twice
+	return c
 }
 
 // CloseShared closes what a task has in what replicas share: what waits for

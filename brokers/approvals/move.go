@@ -96,7 +96,10 @@ func (a *Approvals) Request(ctx context.Context, r gateway.ApprovalRequest) (gat
 		return none, false, errors.New("request approval: no fingerprint, no digest or nobody to ask")
 	}
 	r.State, r.Seq, r.Votes = gateway.ApprovalPending, 1, nil
+	holder := r.Holder
+	r.Holder = ""
 	rec := record{Request: r, Until: r.Expires.Truncate(time.Millisecond)}
+	rec.hold(holder)
 	k, err := a.placesOf(r)
 	if err != nil {
 		return none, false, fmt.Errorf("request approval: %w", err)
@@ -144,8 +147,18 @@ func (a *Approvals) Request(ctx context.Context, r gateway.ApprovalRequest) (gat
 			return none, false, fmt.Errorf("request approval: %w", err)
 		case was.Request.Fingerprint != r.Fingerprint:
 			return none, false, fmt.Errorf("request approval: fingerprint: %w", redis.ErrSeal)
-		case was.open() || was.Request.State == gateway.ApprovalDenied:
+		case was.Request.State == gateway.ApprovalDenied, was.open() && was.waits(holder):
 			return was.Request, false, nil
+		case was.open():
+			was, err = a.step(ctx, ref{r.Tenant, reply[1]}, "attach", func(r *record, _ time.Time) bool {
+				r.hold(holder)
+				return true
+			})
+			if err == nil {
+				return was.Request, false, nil
+			} else if !errors.Is(err, gateway.ErrNotNow) && !errors.Is(err, gateway.ErrNotFound) {
+				return none, false, fmt.Errorf("request approval: %w", err)
+			}
 		}
 		// It ended just now, and its fingerprint is free.
 	}
@@ -259,6 +272,25 @@ func (a *Approvals) Cancel(ctx context.Context, tenant, task string) (ended []st
 		}
 	}
 	return ended, failed
+}
+
+// Withdraw implements [gateway.Approvals].
+func (a *Approvals) Withdraw(ctx context.Context, tenant, id, holder string) error {
+	_, err := a.step(ctx, ref{tenant, id}, "withdraw", func(r *record, now time.Time) bool {
+		if holder == "" || !r.waits(holder) {
+			return false
+		}
+		r.Holders = slices.DeleteFunc(slices.Clone(r.Holders), func(h string) bool { return h == holder })
+		if len(r.Holders) == 0 && !r.Loose && r.Request.State != gateway.ApprovalReserved {
+			r.end(gateway.ApprovalCancelled, now)
+			r.Taken = true
+		}
+		return true
+	})
+	if errors.Is(err, gateway.ErrNotNow) { // it has ended, or that holder waits no more
+		return nil
+	}
+	return err
 }
 
 // settled returns a request as time has left it, and writes that down first.

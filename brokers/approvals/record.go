@@ -23,6 +23,27 @@ type record struct {
 	Window  time.Time               `json:"window,omitzero"`
 	Call    string                  `json:"call,omitempty"` // that the grant is reserved for
 	Ended   time.Time               `json:"ended,omitzero"`
+	Holders []string                `json:"holders,omitempty"` // who wait for it, by name
+	Loose   bool                    `json:"loose,omitempty"`   // others do, or may, whom nobody counts
+	Taken   bool                    `json:"taken,omitempty"`   // it was cancelled because nobody waits any more
+}
+
+// waits reports whether a holder, or somebody without a name, is noted to wait.
+func (r *record) waits(holder string) bool {
+	if holder == "" {
+		return r.Loose
+	}
+	return slices.Contains(r.Holders, holder)
+}
+
+func (r *record) hold(holder string) {
+	switch {
+	case r.waits(holder):
+	case holder == "":
+		r.Loose = true
+	default:
+		r.Holders = append(slices.Clone(r.Holders), holder)
+	}
 }
 
 func (r *record) open() bool { return !r.Request.State.Final() }

@@ -27,10 +27,11 @@ var facts = map[gateway.ApprovalState]audit.Type{
 type fact struct {
 	Request gateway.ApprovalRequest `json:"request"` // without Args and Meta
 	At      time.Time               `json:"at"`
+	Taken   bool                    `json:"taken,omitempty"` // cancelled by who asked, not by the end of the task
 }
 
 func (a *Approvals) sealFact(outbox redis.Key, r record) ([]byte, error) {
-	f := fact{Request: r.Request, At: r.Ended}
+	f := fact{Request: r.Request, At: r.Ended, Taken: r.Taken}
 	f.Request.Meta = nil
 	if f.At.IsZero() && len(r.Request.Votes) > 0 {
 		f.At = r.Request.Votes[len(r.Request.Votes)-1].At
@@ -58,8 +59,11 @@ func (a *Approvals) send(ctx context.Context, e redis.Entry) error {
 		a.Log.ErrorContext(ctx, "an entry in the outbox was not made by us, and is dropped", "tenant", e.Tenant)
 		return nil
 	}
-	r, task := f.Request, f.Request.AskedOn()
-	if state == gateway.ApprovalCancelled {
+	r, task, detail := f.Request, f.Request.AskedOn(), ""
+	switch {
+	case f.Taken:
+		detail = "the agent withdrew it"
+	case state == gateway.ApprovalCancelled:
 		task.State = gateway.TaskEnding // that is what cancels
 	}
 	err = a.Recorder.Durable(ctx, gateway.Fact{
@@ -67,6 +71,7 @@ func (a *Approvals) send(ctx context.Context, e redis.Entry) error {
 		Principal: &gateway.Principal{ID: r.Principal, Tenant: r.Tenant, OnBehalfOf: r.OnBehalfOf, Owner: r.Owner, Chain: r.Chain},
 		Task:      &task,
 		Tool:      &gateway.Tool{Server: r.Server, Name: r.Tool, Hash: r.Definition},
+		Detail:    detail,
 	})
 	if err != nil {
 		return fmt.Errorf("record that approval is %s: %w", state, err)

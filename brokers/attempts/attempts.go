@@ -1,19 +1,24 @@
-// Package attempts remembers, for two minutes, calls whose answers did not reach
-// their agents, so that an agent that repeats one is told what became of the
-// first, on whatever replica.
+// Package attempts knows the calls that are under way on every replica and, for two
+// minutes, what became of those whose answers may not have reached their agents, so
+// that a call which is repeated because a connection or a replica broke is not run
+// twice, wherever the repetition comes in.
 //
-// That almost every call is no repeat costs it nothing: each replica has the keys
-// of those that broke lately in memory, and asks Redis only about one of them, or
-// when it cannot be sure of what it has.
+// Redis says which replicas have a call, and answers that were lost; what a replica
+// has of it is in its memory, and another one asks it (ask.go). Calls that begin at
+// once share one round trip, and ends wait for the next (batch.go).
 package attempts
 
 import (
 	"cmp"
+	"container/list"
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -26,67 +31,79 @@ type Config struct {
 	Store     *redis.Store
 	Window    time.Duration // how long one is remembered; 0 for 2 min
 	MaxAnswer int           // bytes of an answer that is kept; 0 for 256 KiB
-	MaxKept   int           // answers that are kept of one tenant at a time; 0 for 256
+	MaxKept   int           // answers that were lost and are kept, of one tenant; 0 for 256
+	MaxMemory int           // bytes of answers in memory; 0 for 16 MiB
 	Log       *slog.Logger  // nil for slog's default
 }
 
 // Attempts implements [gateway.Attempts]. It is safe for concurrent use.
-// [Attempts.Run] must be running; without it every Broken asks Redis.
+// [Attempts.Run] must be running, or other replicas take what is under way here for
+// lost, and so in doubt.
 //
-// What broke is known on the replica that says so at once, and on another as
-// soon as it is told, at the latest 250 ms later. An answer that is too large, or
-// one too many, is not kept: its call is remembered as in doubt, so it is not made
-// twice all the same.
+// An answer that is too large, or one too many, is not kept: its call is remembered
+// as in doubt, so it is not made twice all the same.
 type Attempts struct {
 	Config
-	lately, topic redis.Key
+	boot         string // names this process
+	topic, alive redis.Key
 
-	mu    sync.Mutex
-	keys  map[string]time.Time // what broke, until it is forgotten
-	as    time.Time            // when the read began that keys is as new as; zero: there was none
-	whole bool                 // keys holds all of them
+	mu       sync.Mutex
+	tries    map[string][]*try     // that may be in the way of an equal one, by the name of their key
+	answered *list.List            // *try whose answers were written, oldest first
+	heavy    *list.List            // those of them whose answers are in memory, oldest first
+	sessions map[string]*list.List // those of them that are kept for a session's repetitions
+	memory   int                   // bytes of answers
+	queue    []op
+	sending  bool
+	numbers  int64
+	asked    map[string]chan string // by question
 }
 
 // Window is how long an attempt is remembered, where the config says nothing.
 const Window = 2 * time.Minute
 
 const (
-	poll      = 100 * time.Millisecond
-	stale     = 250 * time.Millisecond // what was read longer ago is not relied on
-	timeout   = 2 * time.Second
-	mostKeys  = 200_000 // in memory; with more, Redis is asked every time
-	mostLines = 100_000 // of the stream, about; older ones are cut off
-	batch     = 1000
-	topic     = "attempts"
+	unread     = 10 * time.Second // after an answer was written, nobody comes to say that it was not read
+	perSession = 256              // calls of a session that are kept for their repetitions
+	mostKept   = 20_000           // of all sessions
+	topic      = "attempts"
 )
 
-// broke keeps an attempt and tells of it. KEYS: attempt, lately, kept, topic.
-// ARGV: sealed attempt, the same without its answer or ”, tenant and key,
-// window, when it is forgotten, how many answers a tenant may have kept, lines of
-// the stream.
-var broke = redis.NewScript(redis.Clock + `
-local attempt = ARGV[1]
-if ARGV[2] ~= '' then
-  redis.call('ZREMRANGEBYSCORE', KEYS[3], '-inf', now)
-  if redis.call('ZCARD', KEYS[3]) >= tonumber(ARGV[6]) then
-    attempt = ARGV[2]
-  else
-    redis.call('ZADD', KEYS[3], ARGV[5], ARGV[3])
-    redis.call('PEXPIRE', KEYS[3], ARGV[4])
-  end
-end
-redis.call('HSET', KEYS[1], 'attempt', attempt)
-redis.call('PEXPIRE', KEYS[1], ARGV[4])
-redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[7], '*', 'id', ARGV[3])
-redis.call('PEXPIRE', KEYS[2], ARGV[4])
-redis.call('PUBLISH', KEYS[4], 'broke')
-return {'ok'}`)
+// A state is where a try is in its life: queued ⇄ waiting, queued → answered, lost or
+// over; answered → lost or over.
+type state int
 
-// A record is an attempt as Redis holds it, sealed under its key. One that is put
-// back after its time is no attempt.
-type record struct {
-	gateway.Attempt
-	Until time.Time `json:"until"` // by Redis's clock
+const (
+	idle     state = iota // of no consequence for others yet
+	queued                // to be made known, or it is
+	waiting               // for what another replica has; of no consequence for that one
+	answered              // its answer is written
+	lost                  // and did not arrive
+	over
+)
+
+// A try implements [gateway.Try]. Its fields belong to Attempts.mu, but for what
+// never changes.
+type try struct {
+	gateway.Run
+	all *Attempts
+	key redis.Key
+	bad error // why there is no key
+
+	state   state
+	number  int64 // of its last beginning
+	since   time.Time
+	became  gateway.Attempt
+	settled chan struct{} // closed once it is known what became of it; nil while nobody waits
+	place   *list.Element // in answered
+	weighs  *list.Element // in heavy
+	inside  *list.Element // in its session's
+
+	ready chan struct{} // closed when Redis has answered its beginning
+	found []found       // then: who has the same
+	now   time.Time     // then: Redis's
+	err   error         // then
+	but   string        // whose runs are not in its way, as the script reads it
 }
 
 // New makes Attempts. It does not wait for Redis.
@@ -97,51 +114,246 @@ func New(c Config) (*Attempts, error) {
 	c.Window = cmp.Or(c.Window, Window)
 	c.MaxAnswer = cmp.Or(c.MaxAnswer, 256<<10)
 	c.MaxKept = cmp.Or(c.MaxKept, 256)
+	c.MaxMemory = cmp.Or(c.MaxMemory, 16<<20)
 	c.Log = cmp.Or(c.Log, slog.Default())
-	a := &Attempts{Config: c, keys: map[string]time.Time{}}
+	a := &Attempts{
+		Config: c, boot: strings.ToLower(rand.Text()), tries: map[string][]*try{}, answered: list.New(), heavy: list.New(),
+		sessions: map[string]*list.List{}, asked: map[string]chan string{},
+	}
 	var err, terr error
-	a.lately, err = c.Store.Key(redis.Shared, redis.AttemptsLately)
+	a.alive, err = c.Store.Key(redis.Shared, redis.AttemptsAlive, a.boot)
 	a.topic, terr = c.Store.Topic(redis.Shared, topic)
 	return a, errors.Join(err, terr)
 }
 
-// Broke implements [gateway.Attempts]. A later one by the same key takes the
-// place of an earlier one.
-func (a *Attempts) Broke(ctx context.Context, tenant, key string, one gateway.Attempt) error {
-	k, err := a.Store.Key(redis.Shared, redis.Attempt, tenant, key)
-	if err != nil {
-		return fmt.Errorf("remember an attempt: %w", err)
+// Begin implements [gateway.Attempts].
+func (a *Attempts) Begin(r gateway.Run) gateway.Try {
+	t := &try{Run: r, all: a, since: time.Now()}
+	if t.key, t.bad = a.Store.Key(redis.Shared, redis.Attempt, r.Tenant, r.Key); t.bad != nil {
+		return t
 	}
-	kept, err := a.Store.Key(redis.Shared, redis.AttemptsKept, tenant)
-	if err != nil {
-		return fmt.Errorf("remember an attempt: %w", err)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.before(t) == nil {
+		a.begin(t)
 	}
-	now, err := a.Store.Now(ctx)
-	if err != nil {
-		return fmt.Errorf("remember an attempt: %w", err)
-	}
-	until := now.Add(a.Window)
-	doubt := gateway.Attempt{Call: one.Call, Doubt: true}
-	if len(one.Answer) > a.MaxAnswer {
-		one = doubt
-	}
-	sealed, err := a.seal(k, one, until)
-	if err != nil {
-		return fmt.Errorf("remember an attempt: %w", err)
-	}
-	var instead []byte
-	if len(one.Answer) > 0 {
-		if instead, err = a.seal(k, doubt, until); err != nil {
-			return fmt.Errorf("remember an attempt: %w", err)
+	return t
+}
+
+// before returns the try on this replica that t would be a repetition of.
+func (a *Attempts) before(t *try) *try {
+	for _, other := range a.tries[t.key.String()] {
+		if other != t && (other.state == lost || other.Session != "" || other.Gone(other.state == answered)) {
+			return other
 		}
 	}
-	a.add(tenant+":"+key, time.Now().Add(a.Window)) // also if nobody can say whether it was kept
-	_, err = a.Store.Run(ctx, broke, []redis.Key{k, a.lately, kept, a.topic},
-		sealed, instead, tenant+":"+key, a.Window.Milliseconds(), redis.Millis(until), a.MaxKept, mostLines)
-	if err != nil {
-		return fmt.Errorf("remember an attempt: %w", err)
-	}
 	return nil
+}
+
+// begin makes t known, here at once.
+func (a *Attempts) begin(t *try) {
+	if t.state == idle {
+		a.tries[t.key.String()] = append(a.tries[t.key.String()], t)
+	}
+	a.numbers++
+	t.state, t.number, t.ready, t.found, t.err = queued, a.numbers, make(chan struct{}), nil, nil
+	a.push(op{kind: begins, key: t.key, number: t.number, try: t})
+}
+
+// Begun implements [gateway.Try].
+func (t *try) Begun(ctx context.Context) (first gateway.Attempt, again bool, err error) {
+	if first, again, err = t.begun(ctx); again || err != nil {
+		t.End(gateway.EndNothing, gateway.Attempt{})
+	}
+	return first, again, err
+}
+
+func (t *try) begun(ctx context.Context) (gateway.Attempt, bool, error) {
+	if t.bad != nil {
+		return gateway.Attempt{}, false, fmt.Errorf("begin an attempt: %w", t.bad)
+	}
+	if first, again, err := t.all.afterThoseHere(ctx, t); again || err != nil {
+		return first, again, err
+	}
+	for {
+		select {
+		case <-t.ready:
+		case <-ctx.Done():
+			return gateway.Attempt{}, false, context.Cause(ctx)
+		}
+		if t.err != nil {
+			return gateway.Attempt{}, false, fmt.Errorf("begin an attempt: %w", t.err)
+		}
+		if len(t.found) == 0 {
+			return gateway.Attempt{}, false, nil
+		}
+		if first, again, err := t.all.afterOthers(ctx, t); again || err != nil {
+			return first, again, err
+		}
+	}
+}
+
+// afterThoseHere returns once t has begun, or what became of the one before it.
+func (a *Attempts) afterThoseHere(ctx context.Context, t *try) (gateway.Attempt, bool, error) {
+	for {
+		a.mu.Lock()
+		if t.state != idle {
+			a.mu.Unlock()
+			return gateway.Attempt{}, false, nil
+		}
+		before := a.before(t)
+		if before == nil {
+			a.begin(t)
+			a.mu.Unlock()
+			return gateway.Attempt{}, false, nil
+		}
+		if before.state == answered || before.state == lost {
+			if before.Session == "" {
+				a.lose(before)
+			}
+			first := before.became
+			a.mu.Unlock()
+			return first, true, nil
+		}
+		if before.settled == nil {
+			before.settled = make(chan struct{})
+		}
+		settled := before.settled
+		a.mu.Unlock()
+		select {
+		case <-settled:
+		case <-ctx.Done():
+			return gateway.Attempt{}, false, context.Cause(ctx)
+		}
+	}
+}
+
+// End implements [gateway.Try].
+func (t *try) End(how gateway.RunEnd, became gateway.Attempt) {
+	a := t.all
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if len(became.Answer) > a.MaxAnswer || how == gateway.EndLost && a.memory+len(became.Answer) > a.MaxMemory {
+		became = gateway.Attempt{Call: became.Call, Doubt: true}
+	}
+	switch {
+	case t.state == idle || t.state == over || t.state == lost:
+	case how == gateway.EndWritten && t.state != answered:
+		t.state, t.became, t.since = answered, became, time.Now()
+		a.memory += len(became.Answer)
+		t.place, t.weighs = a.answered.PushBack(t), a.heavy.PushBack(t)
+		if t.Session != "" {
+			t.Gone = nil // a repetition is one whoever is there; let go of its request
+			a.keep(t)
+		}
+		t.settle()
+		a.bound()
+	case how == gateway.EndLost:
+		if t.state != answered {
+			t.became = became
+			a.memory += len(became.Answer)
+		}
+		a.lose(t)
+	case how == gateway.EndNothing, how == gateway.EndArrived && t.Session == "":
+		a.remove(t)
+	}
+}
+
+// keep keeps an answered try for its session.
+func (a *Attempts) keep(t *try) {
+	name := t.Tenant + ":" + t.Session
+	of := a.sessions[name]
+	if of == nil {
+		of = list.New()
+		a.sessions[name] = of
+	}
+	t.inside = of.PushBack(t)
+	if of.Len() > perSession {
+		a.remove(of.Front().Value.(*try))
+	}
+	a.push(op{kind: keeps, key: t.key, number: t.number})
+}
+
+// bound drops the oldest answers where there is no room for all of them.
+func (a *Attempts) bound() {
+	for a.answered.Len() > mostKept {
+		a.remove(a.answered.Front().Value.(*try))
+	}
+	for a.memory > a.MaxMemory && a.heavy.Len() > 0 {
+		t := a.heavy.Remove(a.heavy.Front()).(*try)
+		t.weighs = nil
+		a.memory -= len(t.became.Answer)
+		t.became = gateway.Attempt{Call: t.became.Call, Doubt: true}
+	}
+}
+
+// lose sees to it that every replica can know what became of t.
+func (a *Attempts) lose(t *try) {
+	if t.state == lost {
+		return
+	}
+	t.state, t.since = lost, time.Now()
+	t.settle()
+	go a.publish(t)
+}
+
+// publish puts what became of a lost try where every replica finds it.
+func (a *Attempts) publish(t *try) {
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	defer cancel()
+	if err := a.store(ctx, t); err != nil {
+		a.Log.Error("a call whose answer did not arrive is not known to other replicas yet", "call", t.became.Call, "error", err)
+		return // the next sweep tries again
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.remove(t)
+}
+
+// remove forgets a try.
+func (a *Attempts) remove(t *try) {
+	if t.state == over {
+		return
+	}
+	t.state = over
+	t.settle()
+	name := t.key.String()
+	left := slices.DeleteFunc(a.tries[name], func(other *try) bool { return other == t })
+	if len(left) > 0 {
+		a.tries[name] = left
+	} else {
+		delete(a.tries, name)
+		a.push(op{kind: forgets, key: t.key})
+	}
+	a.memory -= len(t.became.Answer)
+	if t.place != nil {
+		a.answered.Remove(t.place)
+	}
+	if t.weighs != nil {
+		a.heavy.Remove(t.weighs)
+	}
+	if t.inside != nil {
+		session := t.Tenant + ":" + t.Session
+		if of := a.sessions[session]; of != nil {
+			if of.Remove(t.inside); of.Len() == 0 {
+				delete(a.sessions, session)
+			}
+		}
+	}
+}
+
+func (t *try) settle() {
+	if t.settled != nil {
+		close(t.settled)
+		t.settled = nil
+	}
+}
+
+// A record is an attempt as Redis holds it, sealed under its key. One that is put
+// back after its time is no attempt.
+type record struct {
+	gateway.Attempt
+	Until time.Time `json:"until"` // by Redis's clock
 }
 
 func (a *Attempts) seal(k redis.Key, one gateway.Attempt, until time.Time) ([]byte, error) {
@@ -152,51 +364,15 @@ func (a *Attempts) seal(k redis.Key, one gateway.Attempt, until time.Time) ([]by
 	return a.Store.Seal(k, "attempt", text), nil
 }
 
-// Broken implements [gateway.Attempts]. Its error leaves open whether there is one.
-func (a *Attempts) Broken(ctx context.Context, tenant, key string) (gateway.Attempt, bool, error) {
-	if a.none(tenant + ":" + key) {
-		return gateway.Attempt{}, false, nil
-	}
-	k, err := a.Store.Key(redis.Shared, redis.Attempt, tenant, key)
-	if err != nil {
-		return gateway.Attempt{}, false, fmt.Errorf("look for an attempt: %w", err)
-	}
-	found, now, err := a.Store.Fields(ctx, []redis.Key{k}, "attempt")
-	if err != nil {
-		return gateway.Attempt{}, false, fmt.Errorf("look for an attempt: %w", err)
-	}
-	if found[0]["attempt"] == "" {
-		return gateway.Attempt{}, false, nil
-	}
+// open returns the attempt that was sealed, and whether it still is one.
+func (a *Attempts) open(k redis.Key, sealed string, now time.Time) (gateway.Attempt, bool, error) {
 	var r record
-	text, err := a.Store.Unseal(k, "attempt", []byte(found[0]["attempt"]))
+	text, err := a.Store.Unseal(k, "attempt", []byte(sealed))
 	if err == nil {
 		err = json.Unmarshal(text, &r)
 	}
 	if err != nil {
 		return gateway.Attempt{}, false, fmt.Errorf("attempt: %w", err)
 	}
-	if !now.Before(r.Until) {
-		return gateway.Attempt{}, false, nil
-	}
-	return r.Attempt, true, nil
-}
-
-// none reports whether it is certain, without asking, that there is no such attempt.
-func (a *Attempts) none(key string) bool {
-	now := time.Now()
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	_, there := a.keys[key]
-	return !there && a.whole && now.Sub(a.as) <= stale
-}
-
-func (a *Attempts) add(key string, until time.Time) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if len(a.keys) >= mostKeys {
-		a.whole = false // until some are forgotten and all are read again
-		return
-	}
-	a.keys[key] = until
+	return r.Attempt, now.Before(r.Until), nil
 }

@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strconv"
 	"sync"
 	"time"
 
@@ -127,6 +128,23 @@ func (h *Handles) Handle(ctx context.Context, tenant, id string) (gateway.Handle
 		return gateway.Handle{}, fmt.Errorf("handle: %w", err)
 	}
 	return one, nil
+}
+
+// Moved implements [gateway.Handles]. The version in the clear is a hint: one that
+// was forged, or kept from changing, makes somebody look too often, or too late.
+func (h *Handles) Moved(ctx context.Context, tenant, id string, seq int64) (bool, error) {
+	k, err := h.Store.Key(tenant, redis.Handle, id)
+	if err != nil {
+		return false, fmt.Errorf("handle: %w: %w", gateway.ErrNotFound, err)
+	}
+	found, _, err := h.Store.Fields(ctx, []redis.Key{k}, "seq")
+	switch {
+	case err != nil:
+		return false, fmt.Errorf("handle: %w", err)
+	case found[0]["seq"] == "":
+		return false, fmt.Errorf("handle: %w", gateway.ErrNotFound)
+	}
+	return found[0]["seq"] != strconv.FormatInt(seq, 10), nil
 }
 
 // Move implements [gateway.Handles]. Of what cannot move, what is stored stays; a

@@ -67,7 +67,7 @@ func newAsker(t *testing.T, beside bool, asks func(say func(string, ...any))) (*
 }
 
 func able(caps string) func(*gateway.Forward) {
-	return func(f *gateway.Forward) { f.Caps = json.RawMessage(caps) }
+	return func(f *gateway.Forward) { f.Caps, f.Open = json.RawMessage(caps), json.RawMessage(caps) }
 }
 
 const allCaps = `{"elicitation":{},"sampling":{},"roots":{}}`
@@ -88,13 +88,14 @@ func TestAsks(t *testing.T) {
 				`elicitation/create { "message":"\u0041","_meta":{}}`, `{"jsonrpc":"2.0","id":"q","result":{"action":"accept","content":{ "n":1e0}}}`},
 			"sample": {allCaps, `{"jsonrpc":"2.0","id":7,"method":"sampling/createMessage","params":{}}`, gateway.Result{Error: json.RawMessage(`{"code":-1,"message":"no"}`)}, nil,
 				`sampling/createMessage {}`, `{"jsonrpc":"2.0","id":7,"error":{"code":-1,"message":"no"}}`},
-			"roots":             {allCaps, `{"jsonrpc":"2.0","id":7,"method":"roots/list"}`, gateway.Result{Raw: json.RawMessage(`{"roots":[]}`)}, nil, `roots/list {}`, `{"jsonrpc":"2.0","id":7,"result":{"roots":[]}}`},
-			"cannot":            {allCaps, `{"jsonrpc":"2.0","id":7,"method":"roots/list"}`, gateway.Result{}, gateway.ErrCannotAsk, `roots/list {}`, `{"jsonrpc":"2.0","id":7,"error":{"code":-32601,"message":"not supported by this client"}}`},
-			"gone":              {allCaps, `{"jsonrpc":"2.0","id":7,"method":"roots/list"}`, gateway.Result{}, errors.New("secret"), `roots/list {}`, `{"jsonrpc":"2.0","id":7,"error":{"code":-32603,"message":"the client did not answer"}}`},
-			"no object":         {allCaps, `{"jsonrpc":"2.0","id":7,"method":"roots/list"}`, gateway.Result{Raw: json.RawMessage(`7`)}, nil, `roots/list {}`, `{"jsonrpc":"2.0","id":7,"error":{"code":-32603,"message":"the client did not answer"}}`},
-			"ping":              {allCaps, `{"jsonrpc":"2.0","id":7,"method":"ping"}`, gateway.Result{}, nil, ``, `{"jsonrpc":"2.0","id":7,"result":{}}`},
-			"not declared":      {`{"roots":{}}`, `{"jsonrpc":"2.0","id":7,"method":"elicitation/create","params":{}}`, gateway.Result{}, nil, ``, `{"jsonrpc":"2.0","id":7,"error":{"code":-32601,"message":"not supported by this client"}}`},
-			"declared as null":  {`{"roots":{},"sampling":null}`, `{"jsonrpc":"2.0","id":7,"method":"sampling/createMessage","params":{}}`, gateway.Result{}, nil, ``, `{"jsonrpc":"2.0","id":7,"error":{"code":-32601,"message":"not supported by this client"}}`},
+			"roots":     {allCaps, `{"jsonrpc":"2.0","id":7,"method":"roots/list"}`, gateway.Result{Raw: json.RawMessage(`{"roots":[]}`)}, nil, `roots/list {}`, `{"jsonrpc":"2.0","id":7,"result":{"roots":[]}}`},
+			"cannot":    {allCaps, `{"jsonrpc":"2.0","id":7,"method":"roots/list"}`, gateway.Result{}, gateway.ErrCannotAsk, `roots/list {}`, `{"jsonrpc":"2.0","id":7,"error":{"code":-32601,"message":"not supported by this client"}}`},
+			"gone":      {allCaps, `{"jsonrpc":"2.0","id":7,"method":"roots/list"}`, gateway.Result{}, errors.New("secret"), `roots/list {}`, `{"jsonrpc":"2.0","id":7,"error":{"code":-32603,"message":"the client did not answer"}}`},
+			"no object": {allCaps, `{"jsonrpc":"2.0","id":7,"method":"roots/list"}`, gateway.Result{Raw: json.RawMessage(`7`)}, nil, `roots/list {}`, `{"jsonrpc":"2.0","id":7,"error":{"code":-32603,"message":"the client did not answer"}}`},
+			"ping":      {allCaps, `{"jsonrpc":"2.0","id":7,"method":"ping"}`, gateway.Result{}, nil, ``, `{"jsonrpc":"2.0","id":7,"result":{}}`},
+			// That it asks all the same is decided, and on record, like any question.
+			"not declared":      {`{"roots":{}}`, `{"jsonrpc":"2.0","id":7,"method":"elicitation/create","params":{}}`, gateway.Result{}, gateway.ErrCannotAsk, `elicitation/create {}`, `{"jsonrpc":"2.0","id":7,"error":{"code":-32601,"message":"not supported by this client"}}`},
+			"declared as null":  {`{"roots":{},"sampling":null}`, `{"jsonrpc":"2.0","id":7,"method":"sampling/createMessage","params":{}}`, gateway.Result{}, gateway.ErrCannotAsk, `sampling/createMessage {}`, `{"jsonrpc":"2.0","id":7,"error":{"code":-32601,"message":"not supported by this client"}}`},
 			"something else":    {allCaps, `{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{}}`, gateway.Result{}, nil, ``, `{"jsonrpc":"2.0","id":7,"error":{"code":-32601,"message":"not supported by this client"}}`},
 			"params of no kind": {allCaps, `{"jsonrpc":"2.0","id":7,"method":"roots/list","params":[1]}`, gateway.Result{}, nil, ``, `{"jsonrpc":"2.0","id":7,"error":{"code":-32601,"message":"not supported by this client"}}`},
 			"nested too deep":   {allCaps, `{"jsonrpc":"2.0","id":7,"method":"roots/list","params":{"x":` + strings.Repeat("[", 300) + strings.Repeat("]", 300) + `}}`, gateway.Result{}, nil, ``, `{"jsonrpc":"2.0","id":7,"error":{"code":-32601,"message":"not supported by this client"}}`},
@@ -240,7 +241,7 @@ func TestAsksEndWithTheirCall(t *testing.T) {
 				return gateway.Result{}, ctx.Err()
 			}}
 			tool, _ := s.Resolve("a", gateway.SortTool, "x__act")
-			_, err := s.Forward(ctx, gateway.Forward{Tool: tool, Caps: json.RawMessage(allCaps), Principal: gateway.Principal{Tenant: "a"}}, e)
+			_, err := s.Forward(ctx, gateway.Forward{Tool: tool, Caps: json.RawMessage(allCaps), Open: json.RawMessage(allCaps), Session: "m1", Principal: gateway.Principal{Tenant: "a"}}, e)
 			select {
 			case <-over:
 			default:
@@ -259,10 +260,7 @@ func TestWhatComesBesideCalls(t *testing.T) {
 	about := func(tools ...string) *desk {
 		d := newDesk(&server{Server: Server{MaxResponse: 1 << 20}})
 		for _, tool := range tools {
-			h := &hearing{about: tool, private: true, token: "token of " + tool}
-			if tool == "shared" {
-				h.private = false
-			}
+			h := &hearing{about: tool, token: "token of " + tool}
 			c := call{hears: h}
 			if tool == "" {
 				c.hears = nil // one of our own, a ping
@@ -283,9 +281,8 @@ func TestWhatComesBesideCalls(t *testing.T) {
 		{[]string{"a", ""}, ask, "a"},
 		{[]string{"a", "a"}, ask, "a"},
 		{[]string{"a", "b"}, ask, ""},
-		{[]string{"shared"}, ask, ""},
 		{[]string{"a", "b"}, progress, "b"},
-		{[]string{"shared", "b"}, progress, "b"},
+		{[]string{"c", "b"}, progress, "b"},
 		{[]string{"a"}, progress, ""},
 	} {
 		got := ""
@@ -329,19 +326,22 @@ func TestAChildAsks(t *testing.T) {
 	}
 }
 
-// Log messages of a child go to whoever's child it is, before the answer.
+// Log messages of a child go to whoever's child it is, before the answer, and to
+// nobody else.
 func TestMessagesOfAChild(t *testing.T) {
 	s, _ := start(t, Config{Servers: []Server{self("c", "good")}})
-	e := &ear{}
-	r, err := forwardTo(t, s, "c__act", `{"do":"log"}`, e, func(f *gateway.Forward) { f.LogLevel = "info" })
-	if said(t, r, err); !slices.Equal(e.heard, []string{`notifications/message {"level":"info","data":"hello"}`}) {
-		t.Errorf("heard %q", e.heard)
+	var ears [3]ear
+	for i := range ears {
+		r, err := forwardTo(t, s, "c__act", `{"do":"log"}`, &ears[i], func(f *gateway.Forward) {
+			f.Session = []string{"m1", "m2", ""}[i]
+			f.LogLevel = []string{"info", "", "info"}[i]
+		})
+		said(t, r, err)
 	}
-	// Where several agents may share a child, nobody hears what could be another's.
-	quiet := &ear{}
-	r, err = forwardTo(t, s, "c__act", `{"do":"log"}`, quiet)
-	if said(t, r, err); len(quiet.heard) > 0 {
-		t.Errorf("heard %q", quiet.heard)
+	for i := range ears {
+		if !slices.Equal(ears[i].heard, []string{`notifications/message {"level":"info","data":"hello"}`}) {
+			t.Errorf("%d heard %q", i, ears[i].heard)
+		}
 	}
 }
 
@@ -443,4 +443,84 @@ func TestNoise(t *testing.T) {
 			t.Errorf("a flood: %v", err)
 		}
 	})
+}
+
+// A server's word that somebody is done with a page reaches the session that it sent
+// there, once: on the stream of its call, or beside all calls.
+func TestPagesThatAreDone(t *testing.T) {
+	const ask = `{"jsonrpc":"2.0","id":7,"method":"elicitation/create","params":{"mode":"url","message":"m","url":"https://x.example","elicitationId":"e1"}}`
+	const done = `{"jsonrpc":"2.0","method":"notifications/elicitation/complete","params":{"elicitationId":"%s"}}`
+	opened := func(context.Context, string, json.RawMessage) (gateway.Result, error) {
+		return gateway.Result{Raw: json.RawMessage(`{"action":"accept"}`)}, nil
+	}
+	type word struct{ session, id string }
+	begin := func(t *testing.T, beside bool, during func(a *asker, say func(string, ...any))) (*Servers, *asker, chan word) {
+		told := make(chan word, 10)
+		var a *asker
+		var url string
+		a, url = newAsker(t, beside, func(say func(string, ...any)) { during(a, say) })
+		s, _ := start(t, Config{Servers: []Server{{Name: "x", URL: url}}, Completed: func(session, id string) { told <- word{session, id} }})
+		return s, a, told
+	}
+	const caps = `{"elicitation":{"url":{}}}`
+	for _, beside := range []bool{false, true} {
+		s, _, told := begin(t, beside, func(a *asker, say func(string, ...any)) {
+			say(done, "e1") // nobody was sent there yet
+			say("%s", ask)
+			<-a.answers
+			say(done, "e2")
+			say(done, "e1")
+			say(done, "e1")
+		})
+		e := &ear{asked: opened}
+		if _, err := forwardTo(t, s, "x__act", `{}`, e, able(caps)); err != nil {
+			t.Fatal(err)
+		}
+		heard := 0
+		for _, h := range e.heard {
+			if strings.HasPrefix(h, "notifications/elicitation/complete") {
+				heard++
+				if h != `notifications/elicitation/complete {"elicitationId":"e1"}` {
+					t.Errorf("the agent heard %s", h)
+				}
+			}
+		}
+		if beside && heard == 0 { // it comes by another way than the answer
+			select {
+			case <-told:
+				heard++
+			case <-time.After(10 * time.Second):
+			}
+		}
+		if heard+len(told) != 1 {
+			t.Errorf("beside=%v: heard %d times, told %d", beside, heard, len(told))
+		}
+	}
+	// When the call is over, too, and where an error names the page.
+	for name, fault := range map[string]bool{"asked": false, "in an error": true} {
+		t.Run(name, func(t *testing.T) {
+			s, a, told := begin(t, true, func(a *asker, say func(string, ...any)) {
+				say("%s", ask)
+				<-a.answers
+			})
+			if fault {
+				a.call = func(w http.ResponseWriter, _ *http.Request, m fakeMessage) {
+					w.Header().Set("Content-Type", contentJSON)
+					fmt.Fprintf(w, `{"jsonrpc":"2.0","id":%s,"error":{"code":-32042,"message":"m","data":{"elicitations":[{"mode":"url","elicitationId":"e1","url":"https://x.example","message":"m"},{"mode":"form","elicitationId":"e3"}]}}}`, m.ID)
+				}
+			}
+			if _, err := forwardTo(t, s, "x__act", `{}`, &ear{asked: opened}, able(caps)); err != nil {
+				t.Fatal(err)
+			}
+			write := <-a.stream
+			for _, id := range []string{"e2", "e3", "e1", "e1"} {
+				write("data: " + fmt.Sprintf(done, id) + "\n\n")
+			}
+			write("data: " + `{"jsonrpc":"2.0","id":9,"method":"ping"}` + "\n\n")
+			<-a.answers // all of that was read
+			if got := <-told; got != (word{"m1", "e1"}) || len(told) != 0 {
+				t.Errorf("told %v, and %d more", got, len(told))
+			}
+		})
+	}
 }

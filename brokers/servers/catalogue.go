@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"regexp"
 	"slices"
 	"strconv"
@@ -21,9 +22,12 @@ import (
 	"toolbroker/gateway"
 )
 
+// What is read of one sort, and of one definition.
 const (
-	maxPages = 100
-	maxTools = 5000
+	maxPages      = 100
+	maxTools      = 5000
+	maxList       = 8 << 20 // bytes of all pages
+	maxDefinition = 256 << 10
 )
 
 var toolName = regexp.MustCompile(`^[A-Za-z0-9_.-]{1,128}$`)
@@ -54,7 +58,10 @@ type listing struct {
 	s       *server
 	tools   []gateway.Tool
 	raw     []json.RawMessage         // of each tool, as the server wrote it
+	took    []room                    // that each tool takes
+	room    room                      // that is left
 	dropped []string                  // why each withheld tool is, in words
+	unfit   []unfit                   // the same, for an admin to see
 	reads   bool                      // the server says that it has resources
 	named   map[string]bool           // aliases of the resources that it lists, good ones or not
 	covers  map[string]*regexp.Regexp // what the URIs of its templates look like, by name
@@ -117,21 +124,23 @@ func (c capabilities) lists(of gateway.Sort) bool {
 // What is in prev with the same bytes is taken from there. A list of tools that is
 // no good fails the whole; another is left out, and said to be.
 func (s *server) list(ctx context.Context, l link, g greeting, prev *listing) (*listing, error) {
-	found := &listing{s: s, reads: g.can.Resources != nil, named: map[string]bool{}, covers: map[string]*regexp.Regexp{}}
+	found := &listing{s: s, room: *newRoom(), reads: g.can.Resources != nil, named: map[string]bool{}, covers: map[string]*regexp.Regexp{}}
+	before := earlierThan(prev)
 	for i, k := range kinds {
 		if !g.can.lists(k.sort) {
 			continue
 		}
 		n := len(found.tools)
-		err := s.pages(ctx, l, g.era, i, func(raw json.RawMessage) { found.add(k.sort, raw, prev) })
+		err := s.pages(ctx, l, g.era, i, func(raw json.RawMessage) { found.add(k.sort, raw, before) })
 		switch bad, ok := errors.AsType[errList](err); {
 		case err == nil:
 		case !ok || k.sort == gateway.SortTool:
 			return nil, err
 		case bad.code == codeMethod: // it has none of this sort after all
 		default:
-			found.tools, found.raw = found.tools[:n], found.raw[:n]
+			found.tools, found.raw, found.took = found.tools[:n], found.raw[:n], found.took[:n]
 			found.dropped = append(found.dropped, err.Error())
+			found.unfit = append(found.unfit, unfit{sort: k.sort, why: err.Error()})
 		}
 	}
 	return found, nil
@@ -152,14 +161,14 @@ func (e errList) Error() string { return e.what }
 func (s *server) pages(ctx context.Context, l link, e era, of int, add func(json.RawMessage)) error {
 	k := kinds[of]
 	cursors := map[string]bool{}
-	n := 0
+	n, size := 0, 0
 	for cursor := ""; ; {
 		var b builder
 		if cursor != "" {
 			b.text("cursor", cursor)
 		}
 		if e == modernEra {
-			b.raw("_meta", slices.Concat([]byte("{"), modernMeta(s.version, nil, ""), []byte("}")))
+			b.raw("_meta", slices.Concat([]byte("{"), modernMeta(s.version, listingCaps, ""), []byte("}")))
 		}
 		if b.err != nil {
 			return errRubbish
@@ -171,6 +180,9 @@ func (s *server) pages(ctx context.Context, l link, e era, of int, add func(json
 		if m.fault != nil {
 			code := faultCode(m.fault)
 			return errList{fmt.Sprintf("the server refused to list its %s, with error %d", k.words, code), code}
+		}
+		if size += len(m.result); size > maxList {
+			return errList{what: fmt.Sprintf("the server's list of %s is more than %d MiB", k.words, maxList>>20)}
 		}
 		var page map[string]jsontext.Value
 		if err := jsonv2.Unmarshal(m.result, &page); err != nil {
@@ -211,9 +223,10 @@ func (l *listing) withhold(secrets []gateway.Secret) {
 	for i, raw := range l.raw {
 		if gateway.Holds(raw, secrets) {
 			clean.dropped = append(clean.dropped, why)
+			clean.unfit = append(clean.unfit, unfitSecret(l.tools[i], why, secrets))
 			continue
 		}
-		clean.tools, clean.raw = append(clean.tools, l.tools[i]), append(clean.raw, raw)
+		clean.tools, clean.raw, clean.took = append(clean.tools, l.tools[i]), append(clean.raw, raw), append(clean.took, l.took[i])
 	}
 	for _, other := range l.dropped {
 		if gateway.Holds([]byte(other), secrets) {
@@ -221,38 +234,43 @@ func (l *listing) withhold(secrets []gateway.Secret) {
 		}
 		clean.dropped = append(clean.dropped, other)
 	}
-	l.tools, l.raw, l.dropped = clean.tools, clean.raw, clean.dropped
+	for _, u := range l.unfit {
+		clean.unfit = append(clean.unfit, u.without(secrets, why))
+	}
+	l.tools, l.raw, l.took, l.dropped, l.unfit = clean.tools, clean.raw, clean.took, clean.dropped, clean.unfit
 }
 
 // add takes one definition, or the reason why it is withheld.
-func (l *listing) add(of gateway.Sort, raw json.RawMessage, prev *listing) {
-	if prev != nil {
-		i := slices.IndexFunc(prev.raw, func(r json.RawMessage) bool { return bytes.Equal(r, raw) })
-		if i >= 0 && cmp.Or(prev.tools[i].Sort, gateway.SortTool) == of {
-			l.take(prev.tools[i], raw, prev.covers[prev.tools[i].Name])
-			return
-		}
+func (l *listing) add(of gateway.Sort, raw json.RawMessage, prev *earlier) {
+	if i, ok := prev.place(raw); ok && cmp.Or(prev.tools[i].Sort, gateway.SortTool) == of && l.room.has(prev.took[i]) {
+		l.take(prev.tools[i], raw, prev.took[i], prev.covers[prev.tools[i].Name])
+		return
 	}
 	var t gateway.Tool
 	var covers *regexp.Regexp
 	var err error
+	left := l.room
 	if of == gateway.SortTool {
-		t, err = l.s.define(raw)
+		t, err = l.s.define(raw, &left)
 	} else {
-		t, covers, err = l.s.defineOther(of, raw)
+		t, covers, err = l.s.defineOther(of, raw, &left)
 	}
+	took := room{l.room.parts - left.parts, l.room.patterns - left.patterns}
 	if err != nil {
+		l.room = left                                                                // the work was done
 		if of == gateway.SortResource && (l.s.space != "" || !l.s.foreign(t.Name)) { // what is another's it cannot withhold
 			l.named[t.Alias] = true
 		}
 		l.dropped = append(l.dropped, fmt.Sprintf("%s: %v", strconv.QuoteToASCII(clip(t.Name)), err))
+		l.unfit = append(l.unfit, unfitOf(of, t, raw, err))
 		return
 	}
-	l.take(t, raw, covers)
+	l.take(t, raw, took, covers)
 }
 
-func (l *listing) take(t gateway.Tool, raw json.RawMessage, covers *regexp.Regexp) {
-	l.tools, l.raw = append(l.tools, t), append(l.raw, raw)
+func (l *listing) take(t gateway.Tool, raw json.RawMessage, took room, covers *regexp.Regexp) {
+	l.tools, l.raw, l.took = append(l.tools, t), append(l.raw, raw), append(l.took, took)
+	l.room.parts, l.room.patterns = l.room.parts-took.parts, l.room.patterns-took.patterns
 	switch t.Sort {
 	case gateway.SortResource:
 		l.named[t.Alias] = true
@@ -261,15 +279,45 @@ func (l *listing) take(t gateway.Tool, raw json.RawMessage, covers *regexp.Regex
 	}
 }
 
+// An earlier listing is where definitions are taken from that are there already.
+type earlier struct {
+	*listing
+	places map[uint64]int // in raw, by what is there
+}
+
+func earlierThan(l *listing) *earlier {
+	if l == nil {
+		return nil
+	}
+	e := &earlier{l, make(map[uint64]int, len(l.raw))}
+	for i, raw := range l.raw {
+		e.places[maphash.Bytes(placing, raw)] = i
+	}
+	return e
+}
+
+// place finds a definition with the same bytes.
+func (e *earlier) place(raw json.RawMessage) (int, bool) {
+	if e == nil {
+		return 0, false
+	}
+	i, ok := e.places[maphash.Bytes(placing, raw)]
+	return i, ok && bytes.Equal(e.raw[i], raw)
+}
+
+var placing = maphash.MakeSeed()
+
+var errTooLong = fmt.Errorf("its definition is more than %d KiB", maxDefinition>>10)
+
 // define makes a tool out of a definition. When it cannot, the tool holds the
 // name alone, if there is one.
-func (s *server) define(raw json.RawMessage) (gateway.Tool, error) {
+func (s *server) define(raw json.RawMessage, r *room) (gateway.Tool, error) {
 	raw = scrub(bytes.Clone(raw), "_meta")
 	all, err := members(raw)
 	if err != nil {
 		return gateway.Tool{}, errors.New("its definition is not an object")
 	}
-	var name, schema *member
+	var name, schema, output *member
 	t := gateway.Tool{}
 	for i := range all {
 		switch all[i].name {
@@ -278,7 +326,7 @@ func (s *server) define(raw json.RawMessage) (gateway.Tool, error) {
 		case "inputSchema":
 			schema = &all[i]
 		case "outputSchema":
-			t.Promise = promise(all[i].value)
+			output = &all[i]
 		}
 	}
 	if name == nil || jsontext.Value(name.value).Kind() != '"' {
@@ -296,31 +344,44 @@ func (s *server) define(raw json.RawMessage) (gateway.Tool, error) {
 	if t.Alias = s.prefix + t.Name; len(t.Alias) > 128 {
 		return none, errors.New("its name is too long with the server's prefix")
 	}
+	if s.anothers(t.Alias) {
+		return none, errAnothers
+	}
+	if depth(raw) > maxResultDepth {
+		return none, errTooDeep
+	}
+	if len(raw) > maxDefinition {
+		return none, errTooLong
+	}
 	if schema == nil {
 		return none, errors.New("it has no inputSchema")
 	}
-	if t.Check, err = compile(schema.value); err != nil {
+	if output != nil {
+		t.Promise = promise(output.value, r)
+	}
+	if t.Check, err = compile(schema.value, r); err != nil {
 		return none, err
 	}
 	if err := mcp.ValidateParamHeaderAnnotations(&mcp.Tool{Name: t.Name, RawInputSchema: schema.value}); err != nil {
 		return none, errors.New("its x-mcp-header is not valid")
 	}
-	canonical := jsontext.Value(bytes.Clone(raw))
-	if err := canonical.Canonicalize(); err != nil {
-		return none, errors.New("its definition has no canonical form")
+	if err := fits(gateway.SortTool, raw); err != nil {
+		return none, err
 	}
-	sum := sha256.Sum256(canonical)
-	t.Hash = "sha256:" + hex.EncodeToString(sum[:])
+	if t.Hash, err = digestOf(raw); err != nil {
+		return none, err
+	}
 	t.Schema = schema.value
 	t.Definition = s.renameUI(slices.Concat(raw[:name.at], []byte(`"`+t.Alias+`"`), raw[name.at+len(name.value):]))
 	t.Server, t.Kind, t.Addr = s.Name, s.kind, s.addr
 	t.Meta, t.Class, t.Target = s.Meta, s.Class, s.TargetArg
+	show(&t)
 	return t, nil
 }
 
 // defineOther makes a resource, a template or a prompt out of a definition. When it
 // cannot, what it returns holds the name alone, if there is one.
-func (s *server) defineOther(of gateway.Sort, raw json.RawMessage) (gateway.Tool, *regexp.Regexp, error) {
+func (s *server) defineOther(of gateway.Sort, raw json.RawMessage, r *room) (gateway.Tool, *regexp.Regexp, error) {
 	key := "name"
 	for _, k := range kinds {
 		if k.sort == of {
@@ -350,32 +411,39 @@ func (s *server) defineOther(of gateway.Sort, raw json.RawMessage) (gateway.Tool
 	case gateway.SortPrompt:
 		if !toolName.MatchString(name) || len(t.Alias) > 128 {
 			err = errors.New("its name is not made of 1 to 128 of A-Z a-z 0-9 _ . -, with the server's prefix")
+		} else if s.anothers(t.Alias) {
+			err = errAnothers
 		}
 	case gateway.SortResource:
 		err = listable(name)
 	case gateway.SortTemplate:
-		covers, err = goodTemplate(name)
+		covers, err = goodTemplate(name, r)
 	}
 	if err == nil && of != gateway.SortPrompt && s.space == "" && s.foreign(name) {
 		err = errors.New("its URI is in the name space of another server")
 	}
-	if err == nil && depth(raw) > maxResultDepth {
-		err = errors.New("its definition is nested too deep")
+	switch {
+	case err != nil:
+	case len(raw) > maxDefinition:
+		err = errTooLong
+	case depth(raw) > maxResultDepth:
+		err = errTooDeep
+	default:
+		err = fits(of, raw)
 	}
 	if err != nil {
 		return none, nil, err
 	}
-	canonical := jsontext.Value(bytes.Clone(raw))
-	if err := canonical.Canonicalize(); err != nil {
-		return none, nil, errors.New("its definition has no canonical form")
+	if t.Hash, err = digestOf(raw); err != nil {
+		return none, nil, err
 	}
 	quoted, err := jsontext.AppendQuote(nil, t.Alias)
 	if err != nil {
 		return none, nil, errors.New("its name is not text")
 	}
-	t.Hash = digest(canonical)
 	t.Definition = slices.Concat(raw[:all[i].at], quoted, raw[all[i].end:])
 	s.fill(&t)
+	show(&t)
 	return t, covers, nil
 }
 
@@ -384,10 +452,50 @@ func digest(canonical []byte) string {
 	return "sha256:" + hex.EncodeToString(sum[:])
 }
 
+// digestOf names a definition: by its canonical form (RFC 8785), in which numbers
+// are float64s, and by the digits of each number that those do not hold.
+func digestOf(raw json.RawMessage) (string, error) {
+	canonical := jsontext.Value(bytes.Clone(raw))
+	if err := canonical.Canonicalize(); err != nil {
+		return "", errors.New("its definition has no canonical form")
+	}
+	var numbers []string
+	for d := jsontext.NewDecoder(bytes.NewReader(raw)); ; {
+		t, err := d.ReadToken()
+		if err != nil {
+			break // its end: it has a canonical form
+		}
+		if t.Kind() == '0' && !gateway.Exact(t.String()) {
+			numbers = append(numbers, strconv.Quote(string(d.StackPointer()))+" "+t.String())
+		}
+	}
+	slices.Sort(numbers) // by where they stand, whatever the order of members
+	for _, n := range numbers {
+		canonical = append(append(canonical, '\n'), n...)
+	}
+	return digest(canonical), nil
+}
+
 // fill says of a thing what its server says of all.
 func (s *server) fill(t *gateway.Tool) {
 	t.Server, t.Kind, t.Addr = s.Name, s.kind, s.addr
 	t.Meta, t.Class = s.Meta, s.Class
+}
+
+var (
+	errAnothers = errors.New("its name is in the name space of another server")
+	errTooDeep  = errors.New("its definition is nested too deep")
+)
+
+// anothers reports whether a name that this server gives to a tool or prompt is for
+// another one to give: whose prefix says more of it than this one's does.
+func (s *server) anothers(alias string) bool {
+	for prefix := range s.prefixes {
+		if len(prefix) > len(s.prefix) && strings.HasPrefix(alias, prefix) {
+			return true
+		}
+	}
+	return false
 }
 
 // foreign reports whether a URI is in the name space of any server.
@@ -474,7 +582,7 @@ func merge(listings []*listing) (*catalogue, []gateway.Tool) {
 				s = &shelf{byName: map[string]int{}}
 				c.shelves[k.sort] = s
 			}
-			s.tools = append(s.tools, t)
+			s.tools = append(s.tools, plainly(t))
 		}
 	}
 	for _, s := range c.shelves {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"regexp"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -33,8 +34,9 @@ func TestADefinitionKeepsItsBytesButTheName(t *testing.T) {
 	if got := string(tool.Schema); !strings.HasPrefix(got, `{"type":"object","x-vendor":[1.0, 9007199254740993],`) {
 		t.Errorf("its schema is %s", got)
 	}
-	// The digest is of the RFC 8785 form, under its own name, computed by hand.
-	sum := sha256.Sum256([]byte(`{"_meta":{"vendor":1},"inputSchema":{"properties":{"n":{"maximum":100}},"type":"object","x-vendor":[1,9007199254740992]},"name":"act","title":"Act","unknown":{"name":"act"}}`))
+	// The digest is of the RFC 8785 form, under its own name, and of the digits of the
+	// one number that this form changes, computed by hand.
+	sum := sha256.Sum256([]byte(`{"_meta":{"vendor":1},"inputSchema":{"properties":{"n":{"maximum":100}},"type":"object","x-vendor":[1,9007199254740992]},"name":"act","title":"Act","unknown":{"name":"act"}}` + "\n" + `"/inputSchema/x-vendor/1" 9007199254740993`))
 	if want := "sha256:" + hex.EncodeToString(sum[:]); tool.Hash != want {
 		t.Errorf("its hash is %s, not %s", tool.Hash, want)
 	}
@@ -53,17 +55,18 @@ func TestToolsThatAreWithheld(t *testing.T) {
 	for name, bad := range map[string]string{
 		"no object":             `7`,
 		"null":                  `null`,
-		"no name":               `{"inputSchema":{}}`,
-		"a name that is none":   `{"name":7,"inputSchema":{}}`,
-		"a name twice":          `{"name":"bad","\u006eame":"good","inputSchema":{}}`,
-		"an empty name":         `{"name":"","inputSchema":{}}`,
-		"a name with a space":   `{"name":"b ad","inputSchema":{}}`,
-		"a name with a slash":   `{"name":"b/ad","inputSchema":{}}`,
-		"a name with a newline": `{"name":"bad\n","inputSchema":{}}`,
-		"a name from elsewhere": `{"name":"b\u0430d","inputSchema":{}}`,
-		"a name too long":       `{"name":"` + strings.Repeat("b", 129) + `","inputSchema":{}}`,
-		"too long with prefix":  `{"name":"` + strings.Repeat("b", 127) + `","inputSchema":{}}`,
+		"no name":               `{"inputSchema":{"type":"object"}}`,
+		"a name that is none":   `{"name":7,"inputSchema":{"type":"object"}}`,
+		"a name twice":          `{"name":"bad","\u006eame":"good","inputSchema":{"type":"object"}}`,
+		"an empty name":         `{"name":"","inputSchema":{"type":"object"}}`,
+		"a name with a space":   `{"name":"b ad","inputSchema":{"type":"object"}}`,
+		"a name with a slash":   `{"name":"b/ad","inputSchema":{"type":"object"}}`,
+		"a name with a newline": `{"name":"bad\n","inputSchema":{"type":"object"}}`,
+		"a name from elsewhere": `{"name":"b\u0430d","inputSchema":{"type":"object"}}`,
+		"a name too long":       `{"name":"` + strings.Repeat("b", 129) + `","inputSchema":{"type":"object"}}`,
+		"too long with prefix":  `{"name":"` + strings.Repeat("b", 127) + `","inputSchema":{"type":"object"}}`,
 		"no schema":             `{"name":"bad"}`,
+		"nots nested too deep":  schema(strings.Repeat(`{"not":`, 300) + `{}` + strings.Repeat(`}`, 300)),
 		"schema null":           schema(`null`),
 		"schema true":           schema(`true`),
 		"schema a string":       schema(`"object"`),
@@ -77,6 +80,19 @@ func TestToolsThatAreWithheld(t *testing.T) {
 		"a number of digits":    schema(`{"properties":{"a":{"maximum":1e999999999}}}`),
 		"a number of fractions": schema(`{"properties":{"a":{"multipleOf":1e-999999999}}}`),
 		"a bomb":                schema(bomb(30)),
+		"megabytes of patterns": schema(patterns(1500, `^\\pL{900}$`)),
+		"a pattern too long":    schema(patterns(1, strings.Repeat("a", 5000))),
+		"many patterns":         schema(patterns(1500, `^[a-z]{1,20}#$`)),
+		"too many parts":        schema(patterns(3000, `^a$`)),
+		"places written twice":  schema(aliases600()),
+		"names that add up":     schema(strings.Repeat(`{"properties":{"`+strings.Repeat("n", 10_000)+`":`, 16) + `{}` + strings.Repeat(`}}`, 16)),
+		"a long address":        schema(`{"allOf":[{}],"$ref":"#/allOf/` + strings.Repeat("0", 2000) + `"}`),
+		"itself, at once":       schema(`{"allOf":[{"$ref":"#"}]}`),
+		"itself, by a property": schema(`{"dependentSchemas":{"a":{"$ref":"#"}}}`),
+		"one in the other":      schema(strings.Repeat(`{"allOf":[`, 80) + `{}` + strings.Repeat(`]}`, 80)),
+		"nested too deep":       schema(strings.Repeat(`{"items":`, 300) + `{}` + strings.Repeat(`}`, 300)),
+		"an anchor unseen":      schema(`{"$id":"https://a.example/x","$dynamicAnchor":"n","properties":{"a":{"$dynamicRef":"#n"}},"$defs":{"o":{"$id":"o","$dynamicAnchor":"n"}}}`),
+		"too long":              `{"name":"bad","description":"` + strings.Repeat("x", maxDefinition) + `","inputSchema":{}}`,
 		"header on an object":   schema(`{"properties":{"a":{"type":"object","x-mcp-header":"A"}}}`),
 		"header with a space":   schema(`{"properties":{"a":{"type":"string","x-mcp-header":"A B"}}}`),
 		"header with a newline": schema(`{"properties":{"a":{"type":"string","x-mcp-header":"A\nB"}}}`),
@@ -86,7 +102,7 @@ func TestToolsThatAreWithheld(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			f := &fake{modern: true, tools: `[` + bad + `,{"name":"good","inputSchema":{"type":"object"}}]`}
 			if name == "a name twice" || name == "null" { // the list itself is no good, or the entry is no object
-				f.tools = strings.Replace(f.tools, bad, `{"name":"b ad","inputSchema":{}}`, 1)
+				f.tools = strings.Replace(f.tools, bad, `{"name":"b ad","inputSchema":{"type":"object"}}`, 1)
 			}
 			s, d := start(t, Config{Servers: []Server{{Name: "x", URL: f.serve(t)}}})
 			if got := s.Offered("a", gateway.SortTool); len(got) != 1 || got[0].Name != "good" {
@@ -98,6 +114,24 @@ func TestToolsThatAreWithheld(t *testing.T) {
 			}
 		})
 	}
+}
+
+// patterns is a schema with n properties of a pattern; a # in it is the property's number.
+func patterns(n int, pattern string) string {
+	var all []string
+	for i := range n {
+		all = append(all, fmt.Sprintf(`"p%d":{"pattern":"%s"}`, i, strings.ReplaceAll(pattern, "#", fmt.Sprint(i))))
+	}
+	return `{"properties":{` + strings.Join(all, ",") + `}}`
+}
+
+// aliases600 is a schema that names one place, of 600 schemas, in 600 ways.
+func aliases600() string {
+	var all []string
+	for i := range 600 {
+		all = append(all, fmt.Sprintf(`"a%d":{"$ref":"#/allOf/%s"}`, i, strings.Repeat("0", i+1)))
+	}
+	return `{"allOf":[` + patterns(600, "^a$") + `],"properties":{` + strings.Join(all, ",") + `}}`
 }
 
 // bomb is a schema that holds one value against 2^n others.
@@ -119,14 +153,22 @@ func TestListsThatAreRefused(t *testing.T) {
 			return true
 		}
 	}
+	cursors := func() func(http.ResponseWriter, *http.Request, fakeMessage) bool {
+		var n atomic.Int32
+		return func(w http.ResponseWriter, r *http.Request, m fakeMessage) bool {
+			return m.Method == "tools/list" && list(fmt.Sprintf(`{"tools":[],"nextCursor":"%d%s"}`, n.Add(1), strings.Repeat("y", 900<<10)))(w, r, m)
+		}
+	}
 	for name, before := range map[string]func(http.ResponseWriter, *http.Request, fakeMessage) bool{
 		"no tools":        list(`{}`),
 		"tools null":      list(`{"tools":null}`),
 		"tools an object": list(`{"tools":{}}`),
 		"other letters":   list(`{"Tools":[]}`),
 		"the same cursor": list(`{"tools":[],"nextCursor":"again"}`),
+		"too many bytes":  pagesOf(list, 5, `{"name":"a","inputSchema":{},"description":"`+strings.Repeat("x", 3900<<10)+`"}`),
+		"long cursors":    cursors(),
 		"too many tools":  list(`{"tools":[` + strings.Repeat(`{"name":"a"},`, maxTools) + `{"name":"a"}]}`),
-		"a name twice":    list(`{"tools":[{"name":"a","name":"b","inputSchema":{}}]}`),
+		"a name twice":    list(`{"tools":[{"name":"a","name":"b","inputSchema":{"type":"object"}}]}`),
 		"pages without end": func() func(http.ResponseWriter, *http.Request, fakeMessage) bool {
 			var n atomic.Int32
 			return func(w http.ResponseWriter, r *http.Request, m fakeMessage) bool {
@@ -136,12 +178,101 @@ func TestListsThatAreRefused(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := &fake{modern: true, before: before}
-			s, d := start(t, Config{Servers: []Server{{Name: "x", URL: f.serve(t)}, {Name: "good", URL: (&fake{}).serve(t)}}})
+			s, d := start(t, Config{Servers: []Server{{Name: "x", URL: f.serve(t), MaxResponse: 1 << 20}, {Name: "good", URL: (&fake{}).serve(t)}}})
 			d.await(t, "server.down", "x", 1)
 			if got := s.Offered("a", gateway.SortTool); len(got) != 1 || got[0].Server != "good" {
 				t.Errorf("offered are %v", got)
 			}
 		})
+	}
+}
+
+// pagesOf answers with n pages of one definition each.
+func pagesOf(list func(string) func(http.ResponseWriter, *http.Request, fakeMessage) bool, n int32, definition string) func(http.ResponseWriter, *http.Request, fakeMessage) bool {
+	var page atomic.Int32
+	return func(w http.ResponseWriter, r *http.Request, m fakeMessage) bool {
+		next := ""
+		if m.Method == "tools/list" {
+			if i := page.Add(1); i < n {
+				next = fmt.Sprintf(`,"nextCursor":"%d"`, i)
+			}
+		}
+		return list(`{"tools":[`+definition+`]`+next+`}`)(w, r, m)
+	}
+}
+
+// What the definitions of one listing take together is bounded, and that it is
+// taken from the one before makes it no less.
+func TestAListingsDefinitionsHaveOneRoom(t *testing.T) {
+	srv := &server{prefix: "x__"}
+	list := func(prev *listing) *listing {
+		before := earlierThan(prev)
+		l := &listing{s: srv, room: *newRoom(), named: map[string]bool{}, covers: map[string]*regexp.Regexp{}}
+		for i := range 60 {
+			schema := patterns(1500, "")
+			if i%3 == 1 {
+				schema = patterns(1, `^[\\p{L}\\p{N}]{1,60}#$`)
+			}
+			schema = strings.Replace(schema, "{", `{"type":"object",`, 1)
+			l.add(gateway.SortTool, json.RawMessage(fmt.Sprintf(`{"name":"t%d","inputSchema":%s}`, i, schema)), before)
+		}
+		for i := range 4000 {
+			l.add(gateway.SortTemplate, json.RawMessage(fmt.Sprintf(`{"name":"t","uriTemplate":"file:///{a,b,c,d,e,f,g,h,i,j,k,l,m,n,o}/%d"}`, i)), before)
+		}
+		return l
+	}
+	first := list(nil)
+	second := list(first)
+	for _, l := range []*listing{first, second} {
+		n := map[gateway.Sort]int{}
+		for _, t := range l.tools {
+			n[t.Sort]++
+		}
+		if n[""] < 50 || n[""] >= 60 || n[gateway.SortTemplate] == 0 || n[gateway.SortTemplate] > 2000 || l.room.parts < 0 || l.room.patterns < 0 {
+			t.Errorf("it holds %v, and there is room for %+v", n, l.room)
+		}
+		if !strings.Contains(strings.Join(l.dropped, "\n"), errTooMuch.Error()) {
+			t.Error("nothing says what is wrong")
+		}
+	}
+	if len(second.tools) != len(first.tools) {
+		t.Errorf("%d, then %d", len(first.tools), len(second.tools))
+	}
+	if &second.raw[0] == &first.raw[0] || second.tools[0].Check == nil {
+		t.Error("it is the same listing")
+	}
+}
+
+// What differs in a number that no float64 holds is another definition; how an
+// ordinary one is written is not.
+func TestNumbersCount(t *testing.T) {
+	hash := func(number string) string {
+		h, err := digestOf(json.RawMessage(`{"name":"act","annotations":{"b":1,"n":` + number + `}}`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return h
+	}
+	for _, other := range []string{"9007199254740992", "9007199254740993.0", `"9007199254740993"`, "9007199254740994"} {
+		if hash("9007199254740993") == hash(other) {
+			t.Errorf("%s is the same", other)
+		}
+	}
+	for a, b := range map[string]string{"1.0": "1", "1e2": "100", "0.1": "1e-1", "9007199254740992": "9007199254740992.0"} {
+		if hash(a) != hash(b) {
+			t.Errorf("%s is not %s", a, b)
+		}
+	}
+	one, _ := digestOf(json.RawMessage(`{"a":9007199254740993,"b":9007199254740995}`))
+	two, _ := digestOf(json.RawMessage(`{ "b":9007199254740995, "a":9007199254740993}`))
+	swapped, _ := digestOf(json.RawMessage(`{"a":9007199254740995,"b":9007199254740993}`))
+	if one != two || one == swapped {
+		t.Error("the order of members counts, or where a number stands does not")
+	}
+	// What was pinned before stays pinned.
+	sum := sha256.Sum256([]byte(`{"annotations":{"b":1,"n":1.5},"name":"act"}`))
+	if hash("1.50") != "sha256:"+hex.EncodeToString(sum[:]) {
+		t.Error("an ordinary definition has another hash than its canonical form")
 	}
 }
 
@@ -153,9 +284,9 @@ func TestPages(t *testing.T) {
 		var p struct{ Cursor string }
 		json.Unmarshal(m.Params, &p)
 		page := map[string]string{
-			"":      `{"tools":[{"name":"c","inputSchema":{}}],"nextCursor":"\"2\n"}`,
-			"\"2\n": `{"tools":[{"name":"a","inputSchema":{}}],"nextCursor":"3"}`,
-			"3":     `{"tools":[{"name":"b","inputSchema":{}}]}`,
+			"":      `{"tools":[{"name":"c","inputSchema":{"type":"object"}}],"nextCursor":"\"2\n"}`,
+			"\"2\n": `{"tools":[{"name":"a","inputSchema":{"type":"object"}}],"nextCursor":"3"}`,
+			"3":     `{"tools":[{"name":"b","inputSchema":{"type":"object"}}]}`,
 		}[p.Cursor]
 		says(contentJSON, `{"jsonrpc":"2.0","id":ID,"result":`+page+`}`)(w, r, m)
 		return true
@@ -174,10 +305,13 @@ func aliases(s *Servers, tenant string) string {
 	return strings.Join(all, " ")
 }
 
-func TestTwoClaimsToOneAliasWithholdBoth(t *testing.T) {
+// A name is the server's with the longest prefix of it, and ours where that is ours:
+// nobody else can give it, or take it away by giving it too. Where none has more of a
+// claim, nobody has the name.
+func TestTwoClaimsToOneAlias(t *testing.T) {
 	prefix := func(s string) *string { return &s }
-	one := &fake{modern: true, tools: `[{"name":"act","inputSchema":{}},{"name":"one","inputSchema":{}},{"name":"twice","inputSchema":{}},{"name":"twice","inputSchema":{"type":"object"}}]`}
-	two := &fake{modern: true, tools: `[{"name":"act","inputSchema":{}},{"name":"x__one","inputSchema":{}}]`}
+	one := &fake{modern: true, tools: `[{"name":"act","inputSchema":{"type":"object"}},{"name":"one","inputSchema":{"type":"object"}},{"name":"twice","inputSchema":{"type":"object"}},{"name":"twice","inputSchema":{"type":"object"}}]`}
+	two := &fake{modern: true, tools: `[{"name":"act","inputSchema":{"type":"object"}},{"name":"x__one","inputSchema":{"type":"object"}},{"name":"x__new","inputSchema":{"type":"object"}},{"name":"toolbroker__delegate","inputSchema":{"type":"object"}}]`}
 	s, d := start(t, Config{Servers: []Server{
 		{Name: "one", URL: one.serve(t), Prefix: prefix("")},
 		{Name: "two", URL: two.serve(t), Prefix: prefix(""), Tenants: []string{"b"}},
@@ -186,8 +320,11 @@ func TestTwoClaimsToOneAliasWithholdBoth(t *testing.T) {
 	if got := aliases(s, "a"); got != "act one" {
 		t.Errorf("a is offered %s", got)
 	}
-	if got := aliases(s, "b"); got != "one x__act" {
+	if got := aliases(s, "b"); got != "one x__act x__one" {
 		t.Errorf("b is offered %s", got)
+	}
+	if tool, ok := s.Resolve("b", gateway.SortTool, "x__one"); !ok || tool.Server != "x" {
+		t.Errorf("x__one is %s's", tool.Server)
 	}
 	if _, ok := s.Resolve("b", gateway.SortTool, "act"); ok {
 		t.Error("a withheld tool can be called")
@@ -202,7 +339,7 @@ func TestChangesAreSeen(t *testing.T) {
 	for _, how := range []string{"modern", "legacy", "poll", "beside a call", "child"} {
 		t.Run(how, func(t *testing.T) {
 			tools := new(atomic.Value)
-			tools.Store(`[{"name":"act","inputSchema":{}},{"name":"old","inputSchema":{}}]`)
+			tools.Store(`[{"name":"act","inputSchema":{"type":"object"}},{"name":"old","inputSchema":{"type":"object"}}]`)
 			change := make(chan struct{}, 1)
 			f := &fake{modern: how == "modern", changes: how == "modern" || how == "legacy", session: "s1"}
 			f.before = func(w http.ResponseWriter, r *http.Request, m fakeMessage) bool {
@@ -254,7 +391,7 @@ func TestChangesAreSeen(t *testing.T) {
 				return
 			}
 			was, _ := s.Resolve("a", gateway.SortTool, "x__act")
-			tools.Store(`[{"name":"act","description":"another","inputSchema":{}},{"name":"new","inputSchema":{}}]`)
+			tools.Store(`[{"name":"act","description":"another","inputSchema":{"type":"object"}},{"name":"new","inputSchema":{"type":"object"}}]`)
 			change <- struct{}{}
 			if how == "beside a call" {
 				if _, err := forward(t, s, "x__act", `{}`); err != nil {
@@ -341,6 +478,7 @@ func TestConfigsThatAreRefused(t *testing.T) {
 		"capitals":            {{Name: "X", URL: "http://127.0.0.1"}},
 		"a name too long":     {{Name: long, URL: "http://127.0.0.1"}},
 		"the reserved name":   {{Name: "toolbroker", URL: "http://127.0.0.1"}},
+		"the reserved prefix": {{Name: "x", URL: "http://127.0.0.1", Prefix: new("toolbroker__")}},
 		"a name twice":        {{Name: "x", URL: "http://127.0.0.1"}, {Name: "x", URL: "http://127.0.0.1"}},
 		"neither":             {{Name: "x"}},
 		"both":                {{Name: "x", URL: "http://127.0.0.1", Command: []string{"/bin/true"}}},

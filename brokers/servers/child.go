@@ -1,7 +1,6 @@
 package servers
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -37,9 +36,9 @@ var (
 // A child is a link to a process of our own. Its calls share it, told apart by
 // their ids; when it ends or writes rubbish they all fail, and nobody else's.
 //
-// The process ends with its link, and with it whatever it started, unless that
-// left its process group. When this process is killed (kill -9), Linux ends the
-// child with it, but not what the child had started.
+// The process ends with its link, and with it whatever it started: its process
+// group, and on Linux what left that. When this process is killed (kill -9), Linux
+// ends the child with it, but not what the child had started.
 type child struct {
 	*desk
 	cmd  *exec.Cmd
@@ -48,6 +47,10 @@ type child struct {
 	errs *os.File
 	send chan *outgoing
 	era  era
+
+	launcher *launcher
+	start    uint64         // when it was, by the kernel's clock
+	family   map[int]uint64 // what it had started when it was made to end; life guards it
 
 	life   sync.Mutex
 	reaped bool          // its number may be another's now; life guards it
@@ -78,7 +81,7 @@ func (s *server) launch(l *launcher, lease gateway.Lease) (*child, error) {
 	}
 	defer program.Close()
 	cmd.SysProcAttr.Credential = s.uid
-	c := &child{desk: newDesk(s), cmd: cmd, era: modernEra, send: make(chan *outgoing, maxQueued), gone: make(chan struct{})}
+	c := &child{desk: newDesk(s), cmd: cmd, launcher: l, era: modernEra, send: make(chan *outgoing, maxQueued), gone: make(chan struct{})}
 
 	var theirs []*os.File
 	closeAll := func(files ...*os.File) {
@@ -112,7 +115,7 @@ func (s *server) launch(l *launcher, lease gateway.Lease) (*child, error) {
 		cmd.Stderr = stderr
 	}
 	if err == nil {
-		err = l.start(cmd)
+		err = l.start(c)
 	}
 	closeAll(theirs...)
 	if err != nil {
@@ -132,14 +135,27 @@ func (s *server) launch(l *launcher, lease gateway.Lease) (*child, error) {
 type launcher struct {
 	jobs chan func()
 	quit chan struct{}
-	tied error // why what it starts could gain privileges; then it starts nothing
+	tied error // why what it starts could gain privileges, or get lost; then it starts nothing
+
+	*brood
+	bound bool // all of this program gains no privileges, not only children
 }
 
+// A brood is what launchers started. There is one, as there is one program that what
+// they left behind comes to.
+type brood struct {
+	mu      sync.Mutex
+	running map[int]*child // that are not reaped, by number
+	first   uint64         // start of the first child
+}
+
+var ourBrood = &brood{running: map[int]*child{}}
+
 func newLauncher() *launcher {
-	l := &launcher{jobs: make(chan func()), quit: make(chan struct{})}
+	l := &launcher{jobs: make(chan func()), quit: make(chan struct{}), brood: ourBrood, bound: bound(os.Getpid())}
 	go func() {
 		runtime.LockOSThread() // for good: nothing else of ours should run without what this thread gives up
-		l.tied = noNewPrivileges()
+		l.tied = errors.Join(noNewPrivileges(), adopt())
 		for {
 			select {
 			case job := <-l.jobs:
@@ -152,7 +168,7 @@ func newLauncher() *launcher {
 	return l
 }
 
-func (l *launcher) start(cmd *exec.Cmd) error {
+func (l *launcher) start(c *child) error {
 	done := make(chan error, 1)
 	select {
 	case l.jobs <- func() {
@@ -161,7 +177,18 @@ func (l *launcher) start(cmd *exec.Cmd) error {
 			return
 		}
 		keepOurs()
-		done <- cmd.Start()
+		l.mu.Lock() // nobody takes it for one that was left behind
+		defer l.mu.Unlock()
+		err := c.cmd.Start()
+		if err == nil {
+			pid := c.cmd.Process.Pid
+			p, _ := processOf(pid)
+			c.start, l.running[pid] = p.start, c
+			if l.first == 0 {
+				l.first = p.start
+			}
+		}
+		done <- err
 	}:
 		return <-done
 	case <-l.quit:
@@ -188,8 +215,19 @@ func (c *child) signal(how func(*os.Process)) {
 	c.life.Lock()
 	defer c.life.Unlock()
 	if !c.reaped {
+		c.look()
 		how(c.cmd.Process)
 	}
+}
+
+// look notes what the child has started, so that it is known for its when the child
+// is gone. life is held.
+func (c *child) look() {
+	found := family(c.cmd.Process.Pid)
+	if c.family == nil {
+		c.family = found
+	}
+	maps.Copy(c.family, found)
 }
 
 // reap waits for the end of the process and clears up behind it.
@@ -200,7 +238,8 @@ func (c *child) reap(pipes *sync.WaitGroup) {
 	c.reaped = true
 	c.life.Unlock()
 	_ = c.cmd.Wait()
-	// Something that left the group may hold the pipes open.
+	c.launcher.clear(c)
+	// Something that left the group may hold the pipes open all the same.
 	_ = c.out.SetReadDeadline(time.Now().Add(leftovers))
 	_ = c.errs.SetReadDeadline(time.Now().Add(leftovers))
 	pipes.Wait()
@@ -213,6 +252,7 @@ func (c *child) reap(pipes *sync.WaitGroup) {
 
 // close asks the child to end, then makes it.
 func (c *child) close(ctx context.Context) error {
+	c.signal(func(*os.Process) {}) // at the end of its input it may go without what it started
 	c.in.Close()
 	if !c.endsWithin(ctx, politely) {
 		c.signal(terminateGroup)
@@ -356,9 +396,9 @@ func (c *child) write() {
 }
 
 func (c *child) read() {
-	r := bufio.NewReader(c.out)
+	r := lines{from: c.out, limit: c.s.MaxResponse}
 	for {
-		line, err := readLine(r, c.s.MaxResponse)
+		line, err := r.next()
 		if err == nil {
 			err = c.take(line)
 		}

@@ -7,12 +7,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
+	"toolbroker/brokers/internal/redis/redistest"
 	"toolbroker/gateway"
 )
 
@@ -26,6 +28,78 @@ func breed(text func(string)) {
 	}
 	out.Read(make([]byte, 3)) // the trap is set
 	text(strconv.Itoa(c.Process.Pid))
+}
+
+// flee starts a process in a session of its own that ignores being told to stop;
+// twice: it is nobody's child any more.
+func flee(text func(string), twice bool) {
+	script := "trap '' TERM HUP INT; echo $$; while :; do sleep 1; done"
+	if twice {
+		script = `sh -c "trap '' TERM HUP INT; echo \$\$; while :; do sleep 1; done" &`
+	}
+	c := exec.Command("/bin/sh", "-c", script)
+	c.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	out, _ := c.StdoutPipe()
+	if err := c.Start(); err != nil {
+		text(err.Error())
+		return
+	}
+	pid := make([]byte, 20)
+	n, _ := out.Read(pid)
+	if twice {
+		_, _ = c.Process.Wait()
+	}
+	text(strings.TrimSpace(string(pid[:n])))
+}
+
+// What a child started ends with it, in whatever session it is, and what another
+// child started does not.
+func TestNothingEscapes(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("what leaves a process group is found again on Linux only")
+	}
+	s, _ := start(t, Config{Servers: []Server{self("c", "good")}})
+	pid := func(what string, with ...func(*gateway.Forward)) int {
+		r, err := act(t, s, "c", what, with...)
+		n, err := strconv.Atoi(said(t, r, err))
+		if err != nil || !alive(n) {
+			t.Fatal(n, err)
+		}
+		return n
+	}
+	dies := func(pids ...int) {
+		t.Helper()
+		for _, p := range pids {
+			redistest.Await(t, "process "+strconv.Itoa(p)+" is gone", func() bool { return !alive(p) })
+		}
+	}
+	pid("pid", task("t0")) // was there before, and stays: what comes later may be its, as far as time tells
+	others := []int{pid("escape", task("t2"), leased("l2")), pid("escape twice", task("t2"), leased("l2"))}
+
+	// By the tree of processes, and by the credential in its environment.
+	mine := []int{pid("pid"), pid("escape")}
+	leased1 := []int{pid("escape", leased("l1")), pid("escape twice", leased("l1"))}
+	lost := pid("escape twice") // nothing tells it from what the child of t0 may have started
+	if ends := s.EndTask(t.Context(), "a", "t1"); len(ends.Open)+len(ends.Lost) > 0 {
+		t.Fatalf("%+v", ends)
+	}
+	dies(append(mine, leased1...)...)
+	for _, p := range others {
+		if !alive(p) {
+			t.Error("what another task's child started was ended too")
+		}
+	}
+	// A child that ends by itself leaves nothing that is known to be its.
+	alone := pid("escape twice", task("t3"), leased("l3"))
+	if _, err := act(t, s, "c", "exit", task("t3"), leased("l3")); !errors.Is(err, errChildEnded) {
+		t.Error(err)
+	}
+	dies(alone)
+	// When the last child is gone, everything is.
+	if err := s.Close(context.Background()); err != nil {
+		t.Error(err)
+	}
+	dies(append(others, lost)...)
 }
 
 // said is the text of a result.
@@ -250,7 +324,7 @@ func TestHostileChildren(t *testing.T) {
 	s, _ := start(t, Config{Servers: []Server{c, self("other", "good")}})
 	r, err := act(t, s, "other", "pid")
 	other := said(t, r, err)
-	for bad, want := range map[string]error{"exit": errChildEnded, "rubbish": gateway.ErrBadAnswer, "strange id": gateway.ErrBadAnswer, "big": gateway.ErrBadAnswer, "flood": gateway.ErrBadAnswer} {
+	for bad, want := range map[string]error{"exit": errChildEnded, "rubbish": gateway.ErrBadAnswer, "strange id": gateway.ErrBadAnswer, "forged": gateway.ErrBadAnswer, "big": gateway.ErrBadAnswer, "flood": gateway.ErrBadAnswer} {
 		t.Run(bad, func(t *testing.T) {
 			before := task(strings.ReplaceAll(bad, " ", "-"))
 			neighbour, err := act(t, s, "c", "pid")
@@ -265,6 +339,9 @@ func TestHostileChildren(t *testing.T) {
 				t.Error("another task's child was ended too")
 			}
 		})
+	}
+	if r, err := act(t, s, "c", "noise"); said(t, r, err) != "ok" {
+		t.Error("a warning on its standard output ends a call")
 	}
 	if r, err := act(t, s, "other", "pid"); said(t, r, err) != other {
 		t.Error("another server's child was ended too")
@@ -352,7 +429,7 @@ func TestWhatIsNotWrittenWasNotSent(t *testing.T) {
 	tool, _ := s.Resolve("a", gateway.SortTool, "c__act")
 	behind := make(chan error, 1)
 	go func() {
-		_, err := s.Forward(ctx, gateway.Forward{Tool: tool, Principal: gateway.Principal{ID: "p", Tenant: "a"}, Task: gateway.Task{ID: "t1"}}, nil)
+		_, err := s.Forward(ctx, gateway.Forward{Tool: tool, Session: "m1", Principal: gateway.Principal{ID: "p", Tenant: "a"}, Task: gateway.Task{ID: "t1"}}, nil)
 		behind <- err
 	}()
 	for len(l.send) == 0 {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"toolbroker/gateway"
@@ -20,13 +21,18 @@ type desk struct {
 
 	mu      sync.Mutex
 	waiting map[int64]*waiter
-	last    int64 // the highest id that was given out
+	first   int64 // the lowest id that was given out, and the highest
+	last    int64
 	noise   int64 // bytes that answered none, since the last request and in the last minute
 	since   time.Time
 	strays  int // requests of the server's that belong to no call
 	topics  map[string]map[int64]func()
-	orders  chan struct{} // holds one: subscribing and logging levels change one at a time
-	level   string        // of log messages, as the server was last told
+	orders  chan struct{}             // holds one: subscribing and logging levels change one at a time
+	level   string                    // of log messages, as the server was last told
+	visits  map[string]string         // elicitations by URL that the server may say are complete, and the sessions that they were put to
+	changes atomic.Int64              // how often it said that its lists changed
+	tools   atomic.Pointer[toolsSaid] // that its process defines
+	besides                           // all calls
 
 	once   sync.Once
 	broken chan struct{} // closed when no call can be answered any more
@@ -76,6 +82,9 @@ func (d *desk) join(c call, shared bool) (id int64, w *waiter) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	id = d.s.ids.Add(1)
+	if d.first == 0 {
+		d.first = id
+	}
 	d.waiting[id], d.last, d.noise = w, id, 0
 	return id, w
 }
@@ -136,6 +145,9 @@ func (d *desk) take(m message, size int, respond func(context.Context, []byte) e
 	if m.response() {
 		return d.deliver(m, size)
 	}
+	if d.forAgent(m, respond) {
+		return d.ignore(size)
+	}
 	w := d.whose(m)
 	if m.method == "notifications/progress" || m.method == "notifications/message" {
 		if w != nil {
@@ -161,7 +173,7 @@ func (d *desk) deliver(m message, size int) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	w := d.waiting[id]
-	if w == nil && (id <= 0 || id > d.last) {
+	if w == nil && (id < d.first || id > d.last || d.first == 0) {
 		return unusable("the server answered something that nobody asked")
 	}
 	if w == nil {
@@ -179,12 +191,26 @@ func (d *desk) aside(m message, h *hearing, respond func(context.Context, []byte
 	case m.method == "notifications/cancelled":
 		if h != nil {
 			h.withdraw(m.params)
+		} else {
+			d.withdraw(m.params)
 		}
 	case m.method == "notifications/resources/updated":
 		d.updated(m.params)
+	case m.method == taskStatus:
+		if h != nil {
+			h.hear(m)
+		}
+	case m.method == elicitationComplete:
+		d.complete(m, h)
 	case m.notification():
+		if changed(m.method) {
+			d.changes.Add(1)
+		}
 		d.s.heard(m.method)
 	case h != nil:
+		if m.method == gateway.MethodElicit {
+			d.sends(h.session, m.params)
+		}
 		return h.ask(m, respond)
 	default:
 		r := pong
@@ -219,6 +245,8 @@ func (d *desk) whose(m message) *waiter {
 			continue
 		}
 		switch {
+		case h.concerns(m):
+			return w
 		case m.method == "notifications/progress":
 			if hasToken(m.params, h.token) {
 				return w
@@ -227,7 +255,7 @@ func (d *desk) whose(m message) *waiter {
 			if h.asked(m.params) {
 				return w
 			}
-		case !h.private, found != nil && found.call.hears.about != h.about:
+		case found != nil && found.call.hears.about != h.about:
 			return nil
 		case id > latest:
 			found, latest = w, id
@@ -334,6 +362,72 @@ func (d *desk) updated(params json.RawMessage) {
 	for _, f := range tell {
 		f()
 	}
+}
+
+const (
+	elicitationComplete = "notifications/elicitation/complete"
+	requiresElicitation = -32042 // of 2025-11-25: the call needs pages to be opened first
+	maxVisits           = 64     // of one link, whose ends are waited for
+)
+
+// sends remembers that the server sends a session's user to a page; whether that is
+// let through others say.
+func (d *desk) sends(session string, elicitation json.RawMessage) {
+	id := textOf(elicitation, "elicitationId")
+	if session == "" || id == "" || textOf(elicitation, "mode") != "url" {
+		return
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.visits == nil {
+		d.visits = map[string]string{}
+	}
+	if len(d.visits) >= maxVisits {
+		for other := range d.visits {
+			delete(d.visits, other)
+			break
+		}
+	}
+	d.visits[id] = session
+}
+
+// requires is sends for an error that lists such pages.
+func (d *desk) requires(session string, fault json.RawMessage) {
+	var body struct {
+		Data struct {
+			Elicitations []json.RawMessage `json:"elicitations"`
+		} `json:"data"`
+	}
+	if faultCode(fault) != requiresElicitation || json.Unmarshal(fault, &body) != nil {
+		return
+	}
+	for _, e := range body.Data.Elicitations {
+		d.sends(session, e)
+	}
+}
+
+// complete hands on, once, that somebody is done with a page that this server sent
+// them to: on the stream of the call under way, h, or beside all. Any other is
+// dropped.
+func (d *desk) complete(m message, h *hearing) {
+	id := textOf(m.params, "elicitationId")
+	d.mu.Lock()
+	session := d.visits[id]
+	delete(d.visits, id)
+	d.mu.Unlock()
+	if session == "" {
+		return
+	}
+	beside := func() {
+		if d.s.completed != nil {
+			d.s.completed(session, id)
+		}
+	}
+	if h == nil || h.session != session {
+		beside()
+		return
+	}
+	h.complete(m, beside)
 }
 
 // missed tells everyone who follows something: what was said meanwhile is lost.

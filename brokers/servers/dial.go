@@ -106,7 +106,7 @@ func (s *Servers) transport(srv *server, u *url.URL) (*http.Transport, error) {
 		ForceAttemptHTTP2:      true,
 		DisableCompression:     true, // bytes are the server's; and nothing small becomes big
 		MaxIdleConns:           256,
-		MaxIdleConnsPerHost:    64,
+		MaxIdleConnsPerHost:    256, // there is one
 		IdleConnTimeout:        time.Minute,
 		MaxResponseHeaderBytes: 64 << 10,
 	}, nil

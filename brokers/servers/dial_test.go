@@ -122,7 +122,9 @@ func TestAddressesThatMustBeAllowed(t *testing.T) {
 		{Server{URL: "https://tools.example/"}, true},
 		{Server{URL: "https://tools.example/", Allow: []string{"10.1.2.3"}}, false},
 		{Server{URL: "https://tools.example/", IdempotencyHeader: "Idempotency-Key"}, true},
+		{Server{URL: "https://tools.example/", IdempotencyHeader: "CALL_KEY"}, true},
 		{Server{URL: "https://tools.example/", IdempotencyHeader: "Authorization"}, false},
+		{Server{URL: "https://tools.example/", IdempotencyHeader: "MCP_NAME"}, false}, // some read it as Mcp-Name
 		{Server{URL: "https://tools.example/", IdempotencyHeader: "Mcp-Name"}, false},
 		{Server{URL: "https://tools.example/", IdempotencyHeader: "a b"}, false},
 		{Server{URL: "https://tools.example/", IdempotencyMeta: "io.modelcontextprotocol/protocolVersion"}, false},

@@ -1,12 +1,12 @@
 package servers
 
 import (
-	"bufio"
 	"bytes"
 	"cmp"
 	"errors"
 	"io"
 	"strconv"
+	"sync"
 	"time"
 )
 
@@ -27,12 +27,21 @@ type events struct {
 // error. A server that floods is cut off.
 func (e *events) read(body io.Reader, f func(data []byte) (done bool, err error)) error {
 	most := cmp.Or(e.most, 2*e.limit+4096)
-	r := bufio.NewReader(&capped{r: body, left: most, full: most, every: e.every, since: time.Now()})
+	r := lines{from: &capped{r: body, left: most, full: most, every: e.every, since: time.Now()}, limit: e.limit + 16}
+	if e.every == 0 {
+		room := rooms.Get().(*[]byte)
+		r.room = *room
+		defer func() {
+			if *room = r.room; len(r.room) <= mostRoom {
+				rooms.Put(room)
+			}
+		}()
+	}
 	var data []byte
 	var some bool
 	id, name := "", ""
 	for first := true; ; first = false {
-		line, err := readLine(r, e.limit+16)
+		line, err := r.next()
 		if first {
 			line = bytes.TrimPrefix(line, []byte("\ufeff"))
 		}
@@ -75,28 +84,69 @@ func (e *events) read(body io.Reader, f func(data []byte) (done bool, err error)
 	}
 }
 
-// readLine reads up to a line feed, and returns the line without its end. The
-// line is good until the next read.
-func readLine(r *bufio.Reader, limit int64) ([]byte, error) {
-	line, err := r.ReadSlice('\n')
-	if err == bufio.ErrBufferFull {
-		long := bytes.Clone(line)
-		for err == bufio.ErrBufferFull {
-			if int64(len(long)) > limit {
+// lines reads a stream line by line.
+type lines struct {
+	from    io.Reader
+	limit   int64  // bytes of a line
+	room    []byte // what was read and not handed on stands in room[at:end]
+	at, end int
+	err     error // what comes behind that
+}
+
+const (
+	smallRoom = 4 << 10   // for a stream that lasts, and says little
+	mostRoom  = 256 << 10 // that is kept for what comes later
+)
+
+// rooms are for streams that end with an answer.
+var rooms = sync.Pool{New: func() any { return new(make([]byte, 16<<10)) }}
+
+// next returns the next line without its end. It is good until the next one.
+func (l *lines) next() ([]byte, error) {
+	for looked := 0; ; {
+		have := l.room[l.at:l.end]
+		if i := bytes.IndexByte(have[looked:], '\n'); i >= 0 {
+			line := have[:looked+i]
+			l.at += len(line) + 1
+			if line = bytes.TrimSuffix(line, []byte("\r")); int64(len(line)) > l.limit {
 				return nil, errTooBig
 			}
-			line, err = r.ReadSlice('\n')
-			long = append(long, line...)
+			return line, nil
 		}
-		line = long
+		if looked = len(have); int64(looked) > l.limit+1 {
+			return nil, errTooBig
+		}
+		if l.err != nil {
+			return nil, l.err
+		}
+		l.more()
 	}
-	if err != nil {
-		return nil, err
+}
+
+// more reads once, and makes room for it before.
+func (l *lines) more() {
+	have := l.room[l.at:l.end]
+	switch {
+	case len(have) == 0 && len(l.room) > mostRoom, l.room == nil:
+		l.room = make([]byte, smallRoom)
+		l.at, l.end = 0, 0
+	case len(have) == 0:
+		l.at, l.end = 0, 0
+	case l.end < len(l.room):
+	case len(have) <= len(l.room)/2:
+		l.at, l.end = 0, copy(l.room, have)
+	default:
+		l.room = make([]byte, 2*len(l.room))
+		l.at, l.end = 0, copy(l.room, have)
 	}
-	if line = bytes.TrimSuffix(bytes.TrimSuffix(line, []byte("\n")), []byte("\r")); int64(len(line)) > limit {
-		return nil, errTooBig
+	for range 100 {
+		var n int
+		n, l.err = l.from.Read(l.room[l.end:])
+		if l.end += n; n > 0 || l.err != nil {
+			return
+		}
 	}
-	return line, nil
+	l.err = io.ErrNoProgress
 }
 
 // readBody reads a whole body of at most limit bytes; hint is its length where
@@ -105,10 +155,18 @@ func readBody(body io.Reader, hint, limit int64) ([]byte, error) {
 	if hint > limit {
 		return nil, errTooBig
 	}
-	var b bytes.Buffer
 	if hint > 0 {
-		b.Grow(int(hint) + bytes.MinRead)
+		b := make([]byte, hint+1)
+		n, err := io.ReadFull(body, b)
+		switch {
+		case err == nil:
+			return nil, errTooBig // for what it says
+		case err == io.ErrUnexpectedEOF && int64(n) == hint:
+			return b[:n:n], nil
+		}
+		return nil, err
 	}
+	var b bytes.Buffer
 	_, err := b.ReadFrom(&capped{r: body, left: limit})
 	return b.Bytes(), err
 }
@@ -132,7 +190,7 @@ func (c *capped) Read(p []byte) (int, error) {
 	}
 	n, err := c.r.Read(p)
 	if c.left -= int64(n); c.left < 0 {
-		return 0, errTooBig
+		return n - 1, errTooBig
 	}
 	return n, err
 }

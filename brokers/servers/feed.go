@@ -15,9 +15,9 @@ import (
 
 // What a feed waits for. Tests shorten these.
 type pace struct {
-	gap      time.Duration // between two listings, however often a server says that it changed
+	gap      time.Duration // between two listings, however often a server says that it changed; while that goes on, twice as long each time
 	first    time.Duration // before the second try at a server that is down; each next waits twice as long
-	last     time.Duration // but no longer than this
+	last     time.Duration // but, like the gap, no longer than this
 	ack      time.Duration // for a stream of notifications to stand
 	discover time.Duration // for a child that may not know the question to answer it
 	grace    time.Duration // that start-up waits for servers
@@ -38,15 +38,25 @@ type feed struct {
 
 	tried   chan struct{} // closed when the server was asked once
 	once    sync.Once
-	down    bool      // these four are the loop's own
-	listed  time.Time // when it was last asked
-	told    string    // what it said at its greeting of how to use it
-	current *listing  // also read by publish, under Servers.mu
+	down    bool          // these six are the loop's own
+	listed  time.Time     // when it was last asked, and had answered
+	spacing time.Duration // before it is asked again
+	prompts bool          // it said that it changed since it was last asked
+	told    string        // what it said at its greeting of how to use it
+	current *listing      // also read by publish, under Servers.mu
 }
 
 func (f *feed) nudge() {
 	select {
 	case f.nudged <- struct{}{}:
+	default:
+	}
+}
+
+// calm takes back a nudge.
+func (f *feed) calm() {
+	select {
+	case <-f.nudged:
 	default:
 	}
 }
@@ -82,19 +92,39 @@ func (f *feed) wait(ctx context.Context, d time.Duration, early bool) {
 	select {
 	case <-t.C:
 	case <-nudged:
+		f.prompts = true
 	case <-ctx.Done():
 	}
+}
+
+// pause waits until the server may be asked again.
+func (f *feed) pause(ctx context.Context) {
+	f.wait(ctx, time.Until(f.listed.Add(f.spacing)), false)
+}
+
+// space notes that the server is asked now, and says when it may be again: a server
+// that goes on saying that it changed is asked more and more slowly.
+func (f *feed) space(now time.Time) {
+	gap := f.all.pace.gap
+	if f.prompts && now.Sub(f.listed) <= 2*f.spacing {
+		f.spacing = min(2*f.spacing, max(gap, f.all.pace.last))
+	} else {
+		f.spacing = gap
+	}
+	f.prompts = false
 }
 
 // visit opens a way to the server, lists its tools, and stays for as long as
 // the server tells of changes. It returns when to come again.
 func (f *feed) visit(ctx context.Context) (time.Duration, error) {
+	f.pause(ctx)
 	lease, back, err := f.credential(ctx)
 	if err != nil {
 		return 0, err
 	}
 	defer back()
-	l, g, err := f.all.greet(ctx, f.s, lease, nil)
+	f.calm() // what was told until now is seen by this
+	l, g, err := f.all.greet(ctx, f.s, lease, client{caps: listingCaps})
 	if err != nil {
 		return 0, err
 	}
@@ -106,7 +136,11 @@ func (f *feed) visit(ctx context.Context) (time.Duration, error) {
 	// A credential is not kept for the sake of notifications, nor is a child.
 	tells := g.can.changes()
 	if tells.empty() || lease.ID != "" || f.s.kind == stdio {
-		return f.s.Refresh, f.list(ctx, l, g, lease)
+		err := f.list(ctx, l, g, lease)
+		if f.s.kind == stdio && l.at().changes.Load() > 0 {
+			f.calm() // it tells so of its own start, each time
+		}
+		return f.s.Refresh, err
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -143,6 +177,7 @@ func (f *feed) visit(ctx context.Context) (time.Duration, error) {
 		select {
 		case <-t.C:
 		case <-f.nudged:
+			f.prompts = true
 		case <-ended:
 			t.Stop()
 			if time.Since(began) > f.s.Refresh {
@@ -174,8 +209,9 @@ func (f *feed) credential(ctx context.Context) (gateway.Lease, func(), error) {
 }
 
 func (f *feed) list(ctx context.Context, l link, g greeting, lease gateway.Lease) error {
-	f.wait(ctx, time.Until(f.listed.Add(f.all.pace.gap)), false)
-	f.listed = time.Now()
+	f.pause(ctx)
+	f.space(time.Now())
+	defer func() { f.listed = time.Now() }() // a listing that takes long is no quiet
 	ctx, cancel := context.WithTimeout(ctx, f.s.Timeout)
 	defer cancel()
 	found, err := f.s.list(ctx, l, g, f.current)

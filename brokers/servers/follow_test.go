@@ -27,7 +27,7 @@ type notifier struct {
 func newNotifier(t *testing.T, modern bool) (*notifier, string) {
 	n := &notifier{streams: map[int]func(string){}, orders: make(chan string, 100), open: make(chan struct{}, 100)}
 	n.modern, n.session, n.caps = modern, "s", `{"resources":{"subscribe":true}}`
-	n.answers = map[string]string{"resources/list": `{"resources":[{"uri":"a:b"},{"uri":"a:c"}]}`, "resources/subscribe": `{}`, "resources/unsubscribe": `{}`}
+	n.answers = map[string]string{"resources/list": `{"resources":[{"uri":"a:b","name":"n"},{"uri":"a:c","name":"n"}]}`, "resources/subscribe": `{}`, "resources/unsubscribe": `{}`}
 	n.before = func(w http.ResponseWriter, r *http.Request, m fakeMessage) bool {
 		var p struct {
 			URI           string
@@ -233,7 +233,7 @@ func TestWhatCannotBeFollowed(t *testing.T) {
 		"modern":           {modern: true, caps: `{"resources":{"subscribe":true}}`},
 	} {
 		t.Run(name, func(t *testing.T) {
-			f.answers = map[string]string{"resources/list": `{"resources":[{"uri":"a:b"}]}`}
+			f.answers = map[string]string{"resources/list": `{"resources":[{"uri":"a:b","name":"n"}]}`}
 			s, _ := start(t, Config{Servers: []Server{{Name: "x", URL: f.serve(t)}}})
 			if err := <-follow(t, s, "x+a:b").ended; err == nil {
 				t.Error("it ended without a reason")

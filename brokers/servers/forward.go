@@ -53,7 +53,7 @@ func (s *Servers) Forward(ctx context.Context, f gateway.Forward, out gateway.St
 		return gateway.Result{}, fmt.Errorf("server %s: %w", srv.Name, notSent(err))
 	}
 	ctx, clock, stop := within(ctx, srv.Timeout)
-	h := &hearing{ctx: ctx, out: out, about: f.Method + " " + f.Tool.Name, private: private(srv, f), clock: clock}
+	h := &hearing{ctx: ctx, out: out, about: f.Method + " " + f.Tool.Name, session: f.Session, clock: clock}
 	defer h.end(stop)
 	if f.Progress && out != nil {
 		h.token = cmp.Or(f.CallID, rand.Text())
@@ -75,7 +75,7 @@ func (s *Servers) of(f gateway.Forward) (*server, error) {
 	if srv == nil || !slices.Contains(srv.Tenants, f.Principal.Tenant) || f.Task.Tenant != "" && f.Task.Tenant != f.Principal.Tenant {
 		return nil, notSent(errors.New("no such server for this tenant"))
 	}
-	if f.Caps != nil && !object(f.Caps) {
+	if f.Caps != nil && !object(f.Caps) || f.Open != nil && !object(f.Open) {
 		return nil, notSent(errors.New("what the agent can be asked is not a JSON object"))
 	}
 	return srv, nil
@@ -91,18 +91,28 @@ func (s *Servers) forward(ctx context.Context, srv *server, f gateway.Forward, h
 		return gateway.Result{}, notSent(err)
 	}
 	defer give()
+	if err := s.compare(ctx, srv, l, f); err != nil {
+		return gateway.Result{}, notSent(err)
+	}
 	c, err := s.prepareCall(ctx, srv, l, f, h)
 	if err != nil {
 		return gateway.Result{}, notSent(err)
 	}
-	m, err := l.do(ctx, c)
+	m, err := srv.carry(ctx, l, f, c)
 	if err != nil {
 		if status, ok := errors.AsType[statusError](err); ok && answered(err) && status < 500 && status != http.StatusTooManyRequests {
 			srv.look() // it does not know the session, or the era
 		}
 		return gateway.Result{}, err
 	}
-	e := l.speaks()
+	if m.fault != nil && l.speaks() != modernEra {
+		l.at().requires(f.Session, m.fault)
+	}
+	return srv.answer(f, l.speaks(), m)
+}
+
+// answer is what an agent reads of a response.
+func (srv *server) answer(f gateway.Forward, e era, m message) (gateway.Result, error) {
 	if m.fault != nil {
 		if e == modernEra && faultCode(m.fault) == codeVersion && srv.era.CompareAndSwap(int32(modernEra), int32(unknownEra)) {
 			srv.look()
@@ -110,11 +120,11 @@ func (s *Servers) forward(ctx context.Context, srv *server, f gateway.Forward, h
 		}
 		return gateway.Result{Error: srv.renameFault(scrub(m.fault, "data"))}, nil
 	}
-	is, err := finished(f, e, m.result)
+	is, err := finished(f, e, m)
 	if err != nil {
 		return gateway.Result{}, err
 	}
-	return gateway.Result{Type: is, Raw: srv.rename(scrub(m.result, "_meta"))}, nil
+	return gateway.Result{Type: is, Raw: srv.own(m)}, nil
 }
 
 // codeVersion is what a server says that does not speak the version of a request.
@@ -137,14 +147,14 @@ func (s *Servers) prepareCall(ctx context.Context, srv *server, l link, f gatewa
 	modern := l.speaks() == modernEra
 	if modern {
 		h.asks = nil // what the server needs it says in its answer
-		e.era = modernMeta(srv.version, f.Caps, f.LogLevel)
+		e.era = modernMeta(srv.version, f.Caps, wantsLog(f, h.out != nil))
 	} else {
-		h.asks = mayAsk(beside(f))
+		h.asks, h.era = mayAsk(opens(f).caps), legacyEra
 		switch f.Method {
 		case gateway.MethodTaskGet, gateway.MethodTaskUpdate, gateway.MethodTaskCancel:
 			return call{}, errors.New("the server that made the task speaks another era by now")
 		}
-		if h.out != nil && (h.asks != nil || f.LogLevel != "") {
+		if h.out != nil && (h.asks != nil || f.LogLevel != "") || l.at().speaksBeside() {
 			if err := l.attend(ctx); err != nil {
 				return call{}, err
 			}
@@ -170,25 +180,35 @@ func (s *Servers) prepareCall(ctx context.Context, srv *server, l link, f gatewa
 	return c, nil
 }
 
-// beside is what a legacy server may ask while it works on a call: nothing of an
-// agent who could only be asked by the answer.
-func beside(f gateway.Forward) json.RawMessage {
-	if mcp.IsModernProtocol(f.Protocol) {
-		return nil
-	}
-	return f.Caps
+// A client is for whom a legacy session is opened, as far as its server is told.
+type client struct {
+	caps  json.RawMessage // what it may be asked; nil: nothing
+	agent gateway.Stream  // the way to it beside all calls, or nil
 }
 
-// private reports whether the link of a call is its agent's own: a child is that
-// only where it may ask or tell the agent something, as what comes over its pipe
-// says nothing about whose it is.
-func private(srv *server, f gateway.Forward) bool {
-	return srv.kind == overHTTP || f.Caps != nil || f.LogLevel != ""
+// opens is the client of a session that is opened for a call. An agent who could
+// only be asked by the answer is asked nothing while the server works on it, and one
+// that has no session could not be found beside its calls.
+func opens(f gateway.Forward) client {
+	if f.Session == "" || mcp.IsModernProtocol(f.Protocol) {
+		return client{}
+	}
+	return client{f.Open, f.Beside}
+}
+
+// wantsLog is the level of log messages that a modern server is asked for. An agent
+// of before that says none leaves it to the server which it gets; a modern server
+// sends none where nobody says.
+func wantsLog(f gateway.Forward, listens bool) string {
+	if f.LogLevel == "" && f.Session != "" && listens && !mcp.IsModernProtocol(f.Protocol) {
+		return "debug"
+	}
+	return f.LogLevel
 }
 
 // link returns a way to the server for one call. In the modern era over HTTP
-// that is an address; else it is shared by calls of the same owner only, who can be
-// asked the same.
+// that is an address; else it is the one session or child that the agent's session
+// has there with this credential, whatever it is asked for.
 func (s *Servers) link(ctx context.Context, srv *server, f gateway.Forward) (link, func(), error) {
 	if s.stopped.Err() != nil {
 		return nil, nil, errClosed
@@ -197,33 +217,32 @@ func (s *Servers) link(ctx context.Context, srv *server, f gateway.Forward) (lin
 	if srv.kind == overHTTP && e == modernEra {
 		return newWeb(srv, f.Lease.Headers, true), func() {}, nil
 	}
-	k := key{server: srv.Name, tenant: f.Principal.Tenant, task: f.Task.ID, lease: f.Lease.ID}
-	if private(srv, f) {
-		k.principal, k.session = f.Principal.ID, f.Session
-	}
-	if e != modernEra {
-		k.caps = string(beside(f))
-	}
-	return s.pool.take(ctx, k, f.Lease.PerCall, func(ctx context.Context) (link, error) {
+	k := key{server: srv.Name, tenant: f.Principal.Tenant, task: f.Task.ID, principal: f.Principal.ID, session: f.Session, lease: f.Lease.ID, child: srv.kind == stdio}
+	who, lease := opens(f), f.Lease // not f, which would be kept with each call
+	l, give, err := s.pool.take(ctx, k, f.Lease.PerCall, func(ctx context.Context) (link, error) {
 		ctx, cancel := context.WithTimeout(ctx, srv.Timeout)
 		defer cancel()
-		return s.open(ctx, srv, f.Lease, beside(f), e)
+		return s.open(ctx, srv, lease, who, e)
 	})
+	if err == nil && who.agent != nil {
+		l.at().agent.Store(&who.agent) // whose credential is the newest
+	}
+	return l, give, err
 }
 
 // open opens a link in the era that the server was last seen to speak, and in
 // another where it answers that it does not any more.
-func (s *Servers) open(ctx context.Context, srv *server, lease gateway.Lease, caps json.RawMessage, e era) (link, error) {
+func (s *Servers) open(ctx context.Context, srv *server, lease gateway.Lease, who client, e era) (link, error) {
 	if e == modernEra {
 		return s.dial(ctx, srv, lease, modernEra)
 	}
 	if e != unknownEra {
-		l, _, err := s.session(ctx, srv, lease, caps, e)
+		l, _, err := s.session(ctx, srv, lease, who, e)
 		if err == nil || srv.Protocol != Auto || srv.kind == stdio || !answered(err) && !errors.Is(err, errRefused) && !errors.Is(err, errEra) {
 			return l, err
 		}
 	}
-	l, g, err := s.greet(ctx, srv, lease, caps)
+	l, g, err := s.greet(ctx, srv, lease, who)
 	if err == nil {
 		srv.era.Store(int32(g.era))
 	}
@@ -260,7 +279,7 @@ func (s *Servers) follow(ctx context.Context, srv *server, f gateway.Forward, up
 	ended := make(chan error, 1)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	go func() { ended <- srv.subscribe(ctx, l, f.Tool.Name, tell) }()
+	go func() { ended <- srv.subscribe(ctx, l, f, tell) }()
 	for {
 		select {
 		case <-told:
@@ -273,8 +292,8 @@ func (s *Servers) follow(ctx context.Context, srv *server, f gateway.Forward, up
 
 // subscribe has a server tell when a resource changes, until ctx ends or it does
 // not any more.
-func (srv *server) subscribe(ctx context.Context, l link, uri string, tell func()) error {
-	d := l.at()
+func (srv *server) subscribe(ctx context.Context, l link, f gateway.Forward, tell func()) error {
+	d, uri := l.at(), f.Tool.Name
 	if l.speaks() == modernEra {
 		if srv.kind == stdio {
 			defer d.hear(uri, tell)()
@@ -298,6 +317,9 @@ func (srv *server) subscribe(ctx context.Context, l link, uri string, tell func(
 		return notSent(errNotOffered)
 	}
 	if err := l.attend(ctx); err != nil {
+		return err
+	}
+	if err := d.logs(ctx, l, f.LogLevel); err != nil {
 		return err
 	}
 	quoted, err := json.Marshal(uri)

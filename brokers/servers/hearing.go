@@ -5,8 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/go-json-experiment/json/jsontext"
@@ -26,8 +26,9 @@ type hearing struct {
 	out     gateway.Stream  // nil: nobody listens
 	token   string          // of the call's progress, or empty
 	about   string          // method and tool: calls that are about the same are told apart by nothing
-	asks    []string        // the methods that the server may ask
-	private bool            // nobody else's call is on this link
+	asks    []string        // the methods that the server was told it may ask
+	era     era             // only in the legacy one a server asks during a call
+	session string          // the agent's, or empty
 	clock   *clock          // stands still while the agent is asked; nil: none
 
 	mu      sync.Mutex
@@ -35,6 +36,7 @@ type hearing struct {
 	open    map[string]context.CancelFunc // what the agent is asked now, by the server's id
 	count   int
 	running sync.WaitGroup
+	task    atomic.Pointer[coreTask] // where the server runs the call as a task; else nil
 }
 
 // enter counts something that uses the stream, unless the call is over.
@@ -88,7 +90,7 @@ func (h *hearing) ask(m message, respond func(context.Context, []byte) error) er
 	switch {
 	case m.method == "ping":
 		r = pong
-	case h.over || h.out == nil || !slices.Contains(h.asks, m.method) || !readable(m) || h.open[id] != nil:
+	case h.over || h.out == nil || h.era != legacyEra || !isAsk(m.method) || !readable(m) || h.open[id] != nil: // whether it may, the other side decides
 	case len(h.open) >= maxAtOnce:
 		r = oneAtATime
 	default:
@@ -98,8 +100,11 @@ func (h *hearing) ask(m message, respond func(context.Context, []byte) error) er
 		}
 		h.open[id] = cancel
 		h.clock.hold()
+		if h.task.Load() != nil {
+			m.params = cut(m.params, "_meta", relatedTask)
+		}
 		h.running.Go(func() {
-			r := h.put(ctx, m)
+			r := put(ctx, h.out, m)
 			gone := ctx.Err() != nil // nobody waits for it any more
 			cancel()
 			h.clock.run()
@@ -117,13 +122,18 @@ func (h *hearing) ask(m message, respond func(context.Context, []byte) error) er
 	return respond(h.ctx, reply(m.id, r))
 }
 
-// put puts a server's request to the agent.
-func (h *hearing) put(ctx context.Context, m message) gateway.Result {
+// isAsk reports whether a request of a server's is one that an agent can answer.
+func isAsk(method string) bool {
+	return method == gateway.MethodElicit || method == gateway.MethodSample || method == gateway.MethodRoots
+}
+
+// put puts a server's request to an agent.
+func put(ctx context.Context, to gateway.Stream, m message) gateway.Result {
 	params := m.params
 	if params == nil {
 		params = json.RawMessage("{}")
 	}
-	r, err := h.out.Ask(ctx, m.method, scrub(params, "_meta"))
+	r, err := to.Ask(ctx, m.method, scrub(params, "_meta"))
 	switch {
 	case errors.Is(err, gateway.ErrCannotAsk):
 		return notOurs
@@ -135,6 +145,21 @@ func (h *hearing) put(ctx context.Context, m message) gateway.Result {
 		return gateway.Result{Raw: scrub(r.Raw, "_meta")}
 	}
 	return noAnswer
+}
+
+// complete says, beside the call, that the agent's user is done with a page, or calls
+// otherwise where that cannot be said there.
+func (h *hearing) complete(m message, otherwise func()) {
+	if !h.enter() {
+		otherwise()
+		return
+	}
+	go func() {
+		defer h.running.Done()
+		if h.out.Notify(h.ctx, m.method, scrub(m.params, "_meta")) != nil {
+			otherwise()
+		}
+	}()
 }
 
 // readable reports whether what a server asks can be put to an agent.

@@ -2,7 +2,6 @@ package servers
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -11,6 +10,8 @@ import (
 	"mime"
 	"net"
 	"net/http"
+	"net/http/httptrace"
+	"net/url"
 	"strconv"
 	"strings"
 	"sync"
@@ -29,6 +30,7 @@ const (
 	drain       = 250 * time.Millisecond // for the end of a stream behind its answer
 	pause       = time.Second            // before a stream is opened again, where the server does not say
 	longest     = 30 * time.Second       // that a server can ask us to pause
+	standing    = 2 * time.Second        // for the stream beside all calls to stand
 	maxSmall    = 64 << 10               // of a body that nobody needs
 	maxSession  = 1024
 	contentJSON = "application/json"
@@ -47,7 +49,7 @@ type web struct {
 	*desk
 	modern  bool
 	headers map[string]gateway.Secret // the lease's, on every request of this link
-	address string                    // to POST to, where a stream named another than the configured one
+	address *url.URL                  // to POST to, where a stream named another than the configured one
 	session string                    // "" where the server keeps none
 	gone    atomic.Bool
 	owed    atomic.Bool // a goodbye that the server has not answered
@@ -57,7 +59,8 @@ type web struct {
 	life   context.Context
 	end    context.CancelFunc
 	opens  sync.Once
-	stands chan struct{} // closed when that stream stands, or is known not to
+	stands chan struct{} // closed when that stream stands, or is known not to, or takes long
+	stood  func()        // closes it
 }
 
 func newWeb(s *server, headers map[string]gateway.Secret, modern bool) *web {
@@ -67,6 +70,7 @@ func newWeb(s *server, headers map[string]gateway.Secret, modern bool) *web {
 		return w
 	}
 	w.desk, w.stands = newDesk(s), make(chan struct{})
+	w.stood = sync.OnceFunc(func() { close(w.stands) })
 	w.life, w.end = context.WithCancel(context.Background())
 	return w
 }
@@ -82,32 +86,39 @@ func (w *web) speaks() era {
 	return legacyEra
 }
 
+// What is the same in every request; net/http only reads it.
+var (
+	acceptsBoth = []string{contentJSON + ", " + contentSSE}
+	acceptsSSE  = []string{contentSSE}
+	sendsJSON   = []string{contentJSON}
+	isModern    = []string{mcp.ProtocolVersion20260728}
+)
+
 // request makes a request with what every request of this link carries.
 func (w *web) request(ctx context.Context, verb string, body []byte) (*http.Request, *upload, error) {
 	if len(w.headers) > 0 && w.s.plaintext {
 		return nil, nil, notSent(errors.New("a credential is not sent over plain http"))
 	}
-	u := &upload{}
-	r, err := http.NewRequestWithContext(ctx, verb, cmp.Or(w.address, w.s.URL), nil)
-	if err != nil {
-		return nil, nil, notSent(errors.New("the server's URL is no good"))
+	u := &upload{body: body}
+	if body != nil {
+		u.trace.WroteHeaders = u.begun
+		ctx = httptrace.WithClientTrace(ctx, &u.trace)
+	}
+	r := w.s.blank.WithContext(ctx)
+	r.Method, r.Header = verb, make(http.Header, 8)
+	if w.address != nil {
+		r.URL = w.address // of the same host
 	}
 	if body != nil {
-		r.Body, r.ContentLength = u.body(body), int64(len(body))
-		// The transport takes this only where nothing was written yet: an idle
-		// connection that turned out to be closed.
-		r.GetBody = func() (io.ReadCloser, error) {
-			u.read.Store(false)
-			return u.body(body), nil
-		}
-		r.Header.Set("Content-Type", contentJSON)
+		r.Body, r.ContentLength, r.GetBody = u.reader(), int64(len(body)), u.again
+		r.Header["Content-Type"] = sendsJSON
 	}
 	for name, value := range w.headers {
 		r.Header.Set(name, value.Reveal())
 	}
 	// Ours come last, so that no binding can change what a request means.
-	r.Header.Set("Accept", contentJSON+", "+contentSSE)
-	r.Header.Set("User-Agent", "toolbroker/"+w.s.version)
+	r.Header["Accept"] = acceptsBoth
+	r.Header["User-Agent"] = w.s.agent
 	if w.version != "" {
 		r.Header.Set(mcp.HeaderProtocolVersion, w.version)
 	}
@@ -117,32 +128,45 @@ func (w *web) request(ctx context.Context, verb string, body []byte) (*http.Requ
 	return r, u, nil
 }
 
-// upload knows whether any of a request's body was taken. The transport takes
-// a body only once it has a connection to write it to.
-type upload struct{ read atomic.Bool }
-
-func (u *upload) body(b []byte) io.ReadCloser { return &uploading{bytes.NewReader(b), u} }
-
-type uploading struct {
-	r *bytes.Reader
-	u *upload
+// upload is a request's body, and knows whether any of the request may have been
+// sent. The body is of a type that net/http knows to be in memory: it writes one of
+// those together with the header, and any other behind it.
+type upload struct {
+	body  []byte
+	trace httptrace.ClientTrace
+	sent  atomic.Bool
 }
 
-func (u *uploading) Read(p []byte) (int, error) {
-	u.u.read.Store(true)
-	return u.r.Read(p)
+// begun is called when a connection takes the header, before it goes anywhere.
+func (u *upload) begun() { u.sent.Store(true) }
+
+func (u *upload) reader() io.ReadCloser { return io.NopCloser(bytes.NewReader(u.body)) }
+
+// again is the body for another try. The transport takes it only where nothing was
+// sent yet: an idle connection that turned out to be closed.
+func (u *upload) again() (io.ReadCloser, error) {
+	u.sent.Store(false)
+	return u.reader(), nil
 }
 
-func (*uploading) Close() error { return nil }
+// By these headers, in this writing, net/http takes a request for one that it may send
+// again by itself. We send a call once.
+var resent = []string{"Idempotency-Key", "X-Idempotency-Key"}
 
 // send does the round trip. The transport follows no redirect and keeps no
 // cookie: that is for http.Client, which is not used.
 func (w *web) send(ctx context.Context, r *http.Request, u *upload) (*http.Response, error) {
+	for _, name := range resent {
+		if value, ok := r.Header[name]; ok {
+			delete(r.Header, name)
+			r.Header[strings.ToLower(name)] = value
+		}
+	}
 	resp, err := w.s.transport.RoundTrip(r)
 	if err == nil {
 		return resp, nil
 	}
-	sent := u.read.Load()
+	sent := u.sent.Load()
 	switch {
 	case ctx.Err() != nil && sent:
 		err = over(ctx)
@@ -198,7 +222,7 @@ func (w *web) do(ctx context.Context, c call) (message, error) {
 		return message{}, err
 	}
 	if w.modern {
-		r.Header.Set(mcp.HeaderProtocolVersion, mcp.ProtocolVersion20260728)
+		r.Header[mcp.HeaderProtocolVersion] = isModern
 		r.Header.Set(mcp.HeaderMethod, c.method)
 	}
 	for name, value := range c.header {
@@ -207,7 +231,8 @@ func (w *web) do(ctx context.Context, c call) (message, error) {
 	resp, err := w.send(ctx, r, u)
 	if err == nil {
 		var m message
-		if m, err = w.receive(ctx, resp, id, c); err == nil {
+		var whole bool
+		if m, whole, err = w.receive(ctx, resp, id, c); err == nil {
 			stop()
 			end := func() {
 				t := time.AfterFunc(drain, cancel)
@@ -216,9 +241,13 @@ func (w *web) do(ctx context.Context, c call) (message, error) {
 				resp.Body.Close()
 				cancel()
 			}
-			if resp.ContentLength >= 0 {
-				end() // it has been read
-			} else {
+			switch {
+			case whole:
+				resp.Body.Close()
+				cancel()
+			case resp.ContentLength >= 0:
+				end()
+			default:
 				w.s.tidy(end)
 			}
 			return m, nil
@@ -231,7 +260,7 @@ func (w *web) do(ctx context.Context, c call) (message, error) {
 	}
 	finish()
 	// In the modern era the closed stream says it.
-	if ctx.Err() != nil && !w.modern && c.method != "initialize" && u.read.Load() {
+	if ctx.Err() != nil && !w.modern && c.method != "initialize" && u.sent.Load() {
 		w.s.tidy(func() {
 			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), goodbye)
 			defer cancel()
@@ -245,54 +274,70 @@ func cancelled(id int64) json.RawMessage {
 	return json.RawMessage(`{"requestId":` + strconv.FormatInt(id, 10) + `,"reason":"cancelled"}`)
 }
 
-// receive reads the answer to request id out of a response.
-func (w *web) receive(ctx context.Context, resp *http.Response, id int64, c call) (message, error) {
-	kind, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type"))
+// receive reads the answer to request id out of a response, and reports whether
+// that was all of it.
+func (w *web) receive(ctx context.Context, resp *http.Response, id int64, c call) (_ message, whole bool, err error) {
+	kind := kindOf(resp)
 	encoded := resp.Header.Get("Content-Encoding") != ""
 	if resp.StatusCode != http.StatusOK {
 		return w.refused(resp, id, kind == contentJSON && !encoded)
 	}
 	if encoded {
-		return message{}, errRubbish // nobody asked for that
+		return message{}, false, errRubbish // nobody asked for that
 	}
 	if c.method == "initialize" {
 		if w.session = resp.Header.Get(mcp.HeaderSessionID); len(w.session) > maxSession {
 			w.session = ""
-			return message{}, errRubbish
+			return message{}, false, errRubbish
 		}
 	}
 	switch kind {
 	case contentJSON:
 		body, err := readBody(resp.Body, resp.ContentLength, w.s.MaxResponse)
 		if err != nil {
-			return message{}, broken(err)
+			return message{}, false, broken(err)
 		}
+		var m message
 		if jsontext.Value(body).Kind() == '[' {
-			return w.follow(ctx, strings.NewReader("data:"+string(oneLine(body))+"\n\n"), id, c)
+			m, err = w.follow(ctx, strings.NewReader("data:"+string(oneLine(body))+"\n\n"), id, c)
+		} else {
+			m, err = answerTo(id, body)
 		}
-		return answerTo(id, body)
+		return m, true, err
 	case contentSSE:
-		return w.follow(ctx, resp.Body, id, c)
+		m, err := w.follow(ctx, resp.Body, id, c)
+		return m, false, err
 	}
-	return message{}, unusable("the server answered with something that is neither JSON nor an event stream")
+	return message{}, false, unusable("the server answered with something that is neither JSON nor an event stream")
+}
+
+// kindOf is the media type of a response.
+func kindOf(resp *http.Response) string {
+	switch kind := resp.Header.Get("Content-Type"); kind {
+	case contentJSON, contentSSE:
+		return kind
+	default:
+		kind, _, _ = mime.ParseMediaType(kind)
+		return kind
+	}
 }
 
 // refused reads an answer that came with a bad status: a JSON-RPC error, if it
 // is one.
-func (w *web) refused(resp *http.Response, id int64, mayAnswer bool) (message, error) {
+func (w *web) refused(resp *http.Response, id int64, mayAnswer bool) (_ message, whole bool, err error) {
 	status := statusError(resp.StatusCode)
 	// A 401 or 403 is about our credential, and nothing for the agent.
 	if mayAnswer && status >= 400 && status != http.StatusUnauthorized && status != http.StatusForbidden {
 		if body, err := readBody(resp.Body, resp.ContentLength, min(maxSmall, w.s.MaxResponse)); err == nil {
 			if m, err := answerTo(id, body); err == nil && m.fault != nil {
-				return m, nil
+				return m, true, nil
 			}
 		}
 	}
 	if w.session != "" && (status == http.StatusNotFound || status == http.StatusBadRequest) {
 		w.gone.Store(true) // the server does not know the session any more
 	}
-	return message{}, status
+	return message{}, false, status
 }
 
 // answerTo reads the one message that must be the answer to id.
@@ -305,7 +350,8 @@ func answerTo(id int64, data []byte) (message, error) {
 }
 
 func isAnswer(id int64, m message) error {
-	if !m.response() || string(m.id) != strconv.FormatInt(id, 10) {
+	var room [20]byte
+	if !m.response() || string(m.id) != string(strconv.AppendInt(room[:0], id, 10)) {
 		return unusable("the server answered something else than it was asked")
 	}
 	return nil

@@ -79,6 +79,7 @@ type capabilities struct {
 	Prompts   *changing        `json:"prompts"`
 	Resources *changing        `json:"resources"`
 	Logging   *json.RawMessage `json:"logging"`
+	Tasks     *json.RawMessage `json:"tasks"` // of 2025-11-25
 }
 
 type changing struct {
@@ -149,11 +150,11 @@ func answered(err error) bool {
 	return errors.Is(err, gateway.ErrBadAnswer) && status != 401 && status != 403
 }
 
-// initialize opens a legacy session on l, in which the server may ask what caps
-// says.
-func initialize(ctx context.Context, l link, version string, caps json.RawMessage) (greeting, error) {
+// initialize opens a legacy session on l for a client.
+func initialize(ctx context.Context, l link, version string, who client) (greeting, error) {
+	l.at().serves(who)
 	m, err := l.do(ctx, call{method: "initialize", params: slices.Concat(
-		[]byte(`{"protocolVersion":"`+mcp.ProtocolVersion20251125+`","capabilities":`), capsOr(caps), []byte(`,"clientInfo":`), clientInfo(version), []byte(`}`))})
+		[]byte(`{"protocolVersion":"`+mcp.ProtocolVersion20251125+`","capabilities":`), capsOr(who.caps), []byte(`,"clientInfo":`), clientInfo(version), []byte(`}`))})
 	if err != nil {
 		return greeting{}, err
 	}
@@ -175,6 +176,7 @@ func initialize(ctx context.Context, l link, version string, caps json.RawMessag
 	if err := l.note(ctx, "notifications/initialized", nil); err != nil {
 		return greeting{}, err
 	}
+	l.at().asksFirst(ctx, l)
 	return greeting{legacyEra, body.Capabilities, body.Instructions}, nil
 }
 
@@ -182,7 +184,7 @@ var errRefused = errors.New("the server refused to initialize")
 
 // greet opens a way to a server and learns which era it speaks. Nothing of it
 // is left when there is an error.
-func (s *Servers) greet(ctx context.Context, srv *server, lease gateway.Lease, caps json.RawMessage) (link, greeting, error) {
+func (s *Servers) greet(ctx context.Context, srv *server, lease gateway.Lease, who client) (link, greeting, error) {
 	ctx, cancel := context.WithTimeout(ctx, srv.Timeout)
 	defer cancel()
 	if srv.Protocol == Auto || srv.Protocol == Modern {
@@ -206,7 +208,7 @@ func (s *Servers) greet(ctx context.Context, srv *server, lease gateway.Lease, c
 			return nil, greeting{}, err
 		}
 		if srv.kind == stdio && !l.dead() {
-			g, err := initialize(ctx, l, srv.version, caps)
+			g, err := initialize(ctx, l, srv.version, who)
 			if err != nil {
 				l.close(ctx)
 			}
@@ -215,26 +217,26 @@ func (s *Servers) greet(ctx context.Context, srv *server, lease gateway.Lease, c
 		l.close(ctx)
 	}
 	if srv.Protocol != SSE {
-		l, g, err := s.session(ctx, srv, lease, caps, legacyEra)
+		l, g, err := s.session(ctx, srv, lease, who, legacyEra)
 		// What answers no POST at all may be of the time when answers came over one stream.
 		if status, _ := errors.AsType[statusError](err); srv.Protocol == Legacy || srv.kind == stdio || status != 400 && status != 404 && status != 405 {
 			return l, g, err
 		}
-		if l, g, other := s.session(ctx, srv, lease, caps, sseEra); other == nil {
+		if l, g, other := s.session(ctx, srv, lease, who, sseEra); other == nil {
 			return l, g, nil
 		}
 		return nil, greeting{}, err
 	}
-	return s.session(ctx, srv, lease, caps, sseEra)
+	return s.session(ctx, srv, lease, who, sseEra)
 }
 
 // session opens a legacy session.
-func (s *Servers) session(ctx context.Context, srv *server, lease gateway.Lease, caps json.RawMessage, e era) (link, greeting, error) {
+func (s *Servers) session(ctx context.Context, srv *server, lease gateway.Lease, who client, e era) (link, greeting, error) {
 	l, err := s.dial(ctx, srv, lease, e)
 	if err != nil {
 		return nil, greeting{}, err
 	}
-	g, err := initialize(ctx, l, srv.version, caps)
+	g, err := initialize(ctx, l, srv.version, who)
 	if err != nil {
 		l.close(ctx)
 		return nil, greeting{}, err

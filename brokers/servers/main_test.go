@@ -167,7 +167,7 @@ func (e *ear) Notify(_ context.Context, method string, params json.RawMessage) e
 
 // start runs servers for tenants a and b, at a test's pace, and returns when
 // each was asked once.
-func start(t *testing.T, c Config) (*Servers, *diary) {
+func start(t testing.TB, c Config) (*Servers, *diary) {
 	t.Helper()
 	d := newDiary()
 	if c.Tenants == nil {
@@ -205,12 +205,12 @@ func start(t *testing.T, c Config) (*Servers, *diary) {
 }
 
 // a call by agent p of tenant a on task t1, in session m1.
-func forward(t *testing.T, s *Servers, alias, args string, with ...func(*gateway.Forward)) (gateway.Result, error) {
+func forward(t testing.TB, s *Servers, alias, args string, with ...func(*gateway.Forward)) (gateway.Result, error) {
 	t.Helper()
 	return forwardTo(t, s, alias, args, nil, with...)
 }
 
-func forwardTo(t *testing.T, s *Servers, alias, args string, out gateway.Stream, with ...func(*gateway.Forward)) (gateway.Result, error) {
+func forwardTo(t testing.TB, s *Servers, alias, args string, out gateway.Stream, with ...func(*gateway.Forward)) (gateway.Result, error) {
 	t.Helper()
 	tool, ok := s.Resolve("a", gateway.SortTool, alias)
 	if !ok {
@@ -247,6 +247,7 @@ type fakeMessage struct {
 	ID     json.RawMessage
 	Method string
 	Params json.RawMessage
+	Result json.RawMessage
 	raw    []byte
 }
 
@@ -327,7 +328,7 @@ func (f *fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-func (f *fake) serve(t *testing.T) string {
+func (f *fake) serve(t testing.TB) string {
 	t.Helper()
 	web := httptest.NewServer(f)
 	t.Cleanup(func() {
@@ -374,6 +375,18 @@ func beChild(mode string) {
 	if mode == "deaf" {
 		select {}
 	}
+	tools := actTool
+	list := func() {
+		if b, err := os.ReadFile("tools.json"); err == nil {
+			tools = string(b)
+		}
+	}
+	list()
+	if mode == "changes at once" {
+		f, _ := os.OpenFile("starts", os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
+		f.WriteString(".")
+		f.Close()
+	}
 	for {
 		line, err := in.ReadBytes('\n')
 		if err != nil {
@@ -389,9 +402,34 @@ func beChild(mode string) {
 		}
 		switch m.Method {
 		case "initialize":
+			if mode == "asks at once" && !strings.Contains(string(line), `"sampling"`) {
+				tools = `[]`
+			}
 			say(`{"jsonrpc":"2.0","id":%s,"result":{"protocolVersion":"2025-11-25","capabilities":{"tools":{}},"serverInfo":{"name":"c","version":"1"}}}`, m.ID)
+		case "ping":
+			say(`{"jsonrpc":"2.0","id":%s,"result":{}}`, m.ID)
+		case "notifications/initialized", "notifications/roots/list_changed":
+			switch mode {
+			case "roots":
+				say(`{"jsonrpc":"2.0","id":"roots","method":"roots/list"}`)
+			case "changes at once":
+				say(`{"jsonrpc":"2.0","method":"notifications/tools/list_changed"}`)
+			case "asks at once":
+				say(`{"jsonrpc":"2.0","id":"r1","method":"roots/list"}`)
+			}
+		case "":
+			switch mode {
+			case "roots":
+				rooted = string(m.Result)
+				say(`{"jsonrpc":"2.0","method":"notifications/message","params":{"level":"info","data":"roots"}}`)
+			case "asks at once": // an answer to it
+				os.WriteFile("answer", line, 0o600)
+			}
 		case "tools/list":
-			say(`{"jsonrpc":"2.0","id":%s,"result":{"tools":%s}}`, m.ID, actTool)
+			if mode == "drifts" {
+				list()
+			}
+			say(`{"jsonrpc":"2.0","id":%s,"result":{"tools":%s}}`, m.ID, tools)
 		case "tools/call":
 			childCall(mode, m, line, say)
 		case "server/discover":
@@ -421,6 +459,9 @@ func childCall(mode string, m fakeMessage, line []byte, say func(string, ...any)
 	}
 	what, _ := p.Arguments["do"].(string)
 	switch what {
+	case "refused":
+		got, err := os.ReadFile("answer")
+		text(fmt.Sprint(string(got), err))
 	case "pid":
 		text(strconv.Itoa(os.Getpid()))
 	case "env":
@@ -460,6 +501,11 @@ func childCall(mode string, m fakeMessage, line []byte, say func(string, ...any)
 		say(`{"jsonrpc":"2.0","id":%s,"result":{"a":1,"a":2}}`, m.ID)
 	case "strange id":
 		say(`{"jsonrpc":"2.0","id":999999999999999,"result":{}}`)
+	case "forged":
+		say(`{"jsonrpc":"2.0","id":99999,"result":{"content":[{"type":"text","text":"forged"}]}}`)
+	case "noise":
+		say("Warning: not JSON at all\n[1]")
+		text("ok")
 	case "big":
 		say(`{"jsonrpc":"2.0","id":%s,"result":{"content":[{"type":"text","text":"%s"}]}}`, m.ID, strings.Repeat("x", 1<<20))
 	case "flood":
@@ -484,10 +530,21 @@ func childCall(mode string, m fakeMessage, line []byte, say func(string, ...any)
 		text(a + b)
 	case "breed":
 		breed(text)
+	case "escape":
+		flee(text, false)
+	case "escape twice":
+		flee(text, true)
 	case "hang":
 	default:
+		if mode == "roots" {
+			text(rooted)
+			return
+		}
 		text("ok")
 	}
 }
 
-var held func()
+var (
+	held   func()
+	rooted = "no roots yet"
+)

@@ -100,10 +100,12 @@ func TestWhatAServerIsTold(t *testing.T) {
 		s, _ := start(t, Config{Servers: []Server{{Name: "x", URL: f.serve(t)}}, Version: "9"})
 		said = nil
 		wants := func(caps, level string) func(*gateway.Forward) {
-			return func(f *gateway.Forward) { f.Caps, f.LogLevel = json.RawMessage(caps), level }
+			return func(f *gateway.Forward) {
+				f.Caps, f.Open, f.LogLevel = json.RawMessage(caps), json.RawMessage(caps), level
+			}
 		}
 		e := &ear{}
-		for _, w := range []func(*gateway.Forward){wants(`{"elicitation":{"url":{}}}`, "info"), wants(`{"elicitation":{"url":{}}}`, "info"), wants(`{"elicitation":{"url":{}}}`, "error"), wants(`{"elicitation":{"url":{}}}`, `x","y":"`)} {
+		for _, w := range []func(*gateway.Forward){wants(`{"elicitation":{"url":{}}}`, "info"), wants(`{"elicitation":{"url":{}}}`, "info"), wants(`{"elicitation":{"url":{}}}`, "error"), wants(`{"elicitation":{"url":{}}}`, `x","y":"`), wants(`{"elicitation":{"url":{}}}`, "")} {
 			if _, err := forwardTo(t, s, "x__act", `{}`, e, w); err != nil {
 				t.Fatal(err)
 			}
@@ -115,34 +117,18 @@ tools/call {"name":"act","arguments":{}}
 tools/call {"name":"act","arguments":{}}
 logging/setLevel {"level":"error"}
 tools/call {"name":"act","arguments":{}}
+tools/call {"name":"act","arguments":{}}
 tools/call {"name":"act","arguments":{}}`
 		if modern {
 			call := `tools/call {"name":"act","arguments":{},"_meta":{"io.modelcontextprotocol/protocolVersion":"2026-07-28","io.modelcontextprotocol/clientInfo":{"name":"toolbroker","version":"9"},"io.modelcontextprotocol/clientCapabilities":{"elicitation":{"url":{}}}LEVEL}}`
 			level := func(l string) string { return strings.Replace(call, "LEVEL", l, 1) }
 			info := level(`,"io.modelcontextprotocol/logLevel":"info"`)
-			want = strings.Join([]string{info, info, level(`,"io.modelcontextprotocol/logLevel":"error"`), level("")}, "\n")
+			want = strings.Join([]string{info, info, level(`,"io.modelcontextprotocol/logLevel":"error"`), level(""),
+				level(`,"io.modelcontextprotocol/logLevel":"debug"`)}, "\n") // it said none, and leaves it to the server
 		}
 		if got != want {
 			t.Errorf("modern=%v: it was told\n%s\nnot\n%s", modern, got, want)
 		}
-	}
-}
-
-// Sessions are not shared by agents who can be asked something else.
-func TestSessionsAreOfOneKindOfAgent(t *testing.T) {
-	f := newSessions()
-	s, _ := start(t, Config{Servers: []Server{{Name: "x", URL: f.serve(t)}}})
-	for _, caps := range []string{"", `{"roots":{}}`, `{"sampling":{}}`, `{"roots":{}}`} {
-		if _, err := forward(t, s, "x__act", `{}`, func(f *gateway.Forward) {
-			if caps != "" {
-				f.Caps = json.RawMessage(caps)
-			}
-		}); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if n := f.n.Load(); n != 4 { // one is for listing
-		t.Errorf("%d sessions", n)
 	}
 }
 
@@ -187,11 +173,15 @@ func TestResults(t *testing.T) {
 		{"tasks/get", nil, `{}`, ""},
 		{"tasks/cancel", nil, `{}`, "complete"},
 	} {
-		is, err := finished(gateway.Forward{Method: c.method, Caps: c.caps}, modernEra, json.RawMessage(c.result))
+		m, err := parse([]byte(`{"jsonrpc":"2.0","id":1,"result":` + c.result + `}`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		is, err := finished(gateway.Forward{Method: c.method, Caps: c.caps}, modernEra, m)
 		if is != c.want && err == nil || (err == nil) != (c.want != "") || err != nil && !errors.Is(err, gateway.ErrBadAnswer) {
 			t.Errorf("%s of %s is %q, %v", c.result, c.method, is, err)
 		}
-		if _, err := finished(gateway.Forward{Method: c.method, Caps: c.caps}, legacyEra, json.RawMessage(c.result)); err == nil && c.want != "complete" {
+		if _, err := finished(gateway.Forward{Method: c.method, Caps: c.caps}, legacyEra, m); err == nil && c.want != "complete" {
 			t.Errorf("%s of %s passes in the legacy era", c.result, c.method)
 		}
 	}
@@ -214,7 +204,7 @@ func TestIdempotency(t *testing.T) {
 			}
 			seen[m.Method] = append(seen[m.Method], r.Header.Get("Idempotency-Key")+" "+key)
 			return false
-		}, answers: map[string]string{"resources/read": `{"contents":[]}`, "resources/list": `{"resources":[{"uri":"a:b"}]}`}}
+		}, answers: map[string]string{"resources/read": `{"contents":[]}`, "resources/list": `{"resources":[{"uri":"a:b","name":"n"}]}`}}
 		s, _ := start(t, Config{Servers: []Server{{Name: "x", URL: f.serve(t), IdempotencyHeader: "Idempotency-Key", IdempotencyMeta: "example.com/key", Meta: []string{"example.com/key"}}}})
 		for _, id := range []string{"c1", "c2", "c1"} {
 			if _, err := forward(t, s, "x__act", `{}`, func(f *gateway.Forward) {

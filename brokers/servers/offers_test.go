@@ -1,11 +1,16 @@
 package servers
 
 import (
+	"cmp"
+	"encoding/json"
 	"fmt"
 	"net/http"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf16"
+	"unicode/utf8"
 
 	"toolbroker/gateway"
 )
@@ -72,7 +77,7 @@ func TestOnlyWhatAServerHasIsAskedFor(t *testing.T) {
 		"none after all":     {`{"tools":{},"resources":{}}`, ``, "tools/list resources/list resources/templates/list", false},
 		"no list":            {`{"tools":{},"resources":{}}`, `{"resources":{}}`, "tools/list resources/list resources/templates/list", true},
 		"the same over":      {`{"tools":{},"resources":{}}`, `{"resources":[],"nextCursor":"x"}`, "tools/list resources/list resources/templates/list", true},
-		"too many":           {`{"tools":{},"resources":{}}`, `{"resources":[` + strings.Repeat(`{"uri":"a:b"},`, maxTools) + `{"uri":"a:b"}]}`, "tools/list resources/list resources/templates/list", true},
+		"too many":           {`{"tools":{},"resources":{}}`, `{"resources":[` + strings.Repeat(`{"uri":"a:b","name":"n"},`, maxTools) + `{"uri":"a:b","name":"n"}]}`, "tools/list resources/list resources/templates/list", true},
 		"a cursor of no use": {`{"tools":{},"resources":{}}`, `{"resources":[],"nextCursor":7}`, "tools/list resources/list resources/templates/list", true},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -103,24 +108,24 @@ func TestOnlyWhatAServerHasIsAskedFor(t *testing.T) {
 // One definition that is no good is withheld with its reason; the rest stays.
 func TestResourcesAndPromptsThatAreWithheld(t *testing.T) {
 	for _, c := range []struct{ list, member, bad, good string }{
-		{"resources/list", "resources", `7`, `{"uri":"good:x"}`},
-		{"resources/list", "resources", `{"name":"none"}`, `{"uri":"good:x"}`},
-		{"resources/list", "resources", `{"uri":7}`, `{"uri":"good:x"}`},
-		{"resources/list", "resources", `{"uri":""}`, `{"uri":"good:x"}`},
-		{"resources/list", "resources", `{"uri":"no scheme"}`, `{"uri":"good:x"}`},
-		{"resources/list", "resources", `{"uri":"/etc/passwd"}`, `{"uri":"good:x"}`},
-		{"resources/list", "resources", `{"uri":"file:///a\u202eb"}`, `{"uri":"good:x"}`},
-		{"resources/list", "resources", `{"uri":"file:///a\u0000"}`, `{"uri":"good:x"}`},
-		{"resources/list", "resources", `{"uri":"file:///a\nb"}`, `{"uri":"good:x"}`},
-		{"resources/list", "resources", `{"uri":"file:///` + strings.Repeat("a", maxURI) + `"}`, `{"uri":"good:x"}`},
-		{"resources/list", "resources", `{"uri":"other+file:///a"}`, `{"uri":"good:x"}`}, // of another server's name space
-		{"resources/list", "resources", `{"uri":"twice:x"},{"uri":"twice:x","name":"2"}`, `{"uri":"good:x"}`},
-		{"resources/list", "resources", `{"uri":"a:b","x":` + strings.Repeat("[", 300) + strings.Repeat("]", 300) + `}`, `{"uri":"good:x"}`},
-		{"resources/templates/list", "resourceTemplates", `{"uriTemplate":"file:///{"}`, `{"uriTemplate":"good:{x}"}`},
-		{"resources/templates/list", "resourceTemplates", `{"uriTemplate":"file:///{a b}"}`, `{"uriTemplate":"good:{x}"}`},
-		{"resources/templates/list", "resourceTemplates", `{"uriTemplate":"{+all}"}`, `{"uriTemplate":"good:{x}"}`},
-		{"resources/templates/list", "resourceTemplates", `{"uriTemplate":"other+{+all}"}`, `{"uriTemplate":"good:{x}"}`},
-		{"resources/templates/list", "resourceTemplates", `{"uriTemplate":"file:///{a:10000}"}`, `{"uriTemplate":"good:{x}"}`},
+		{"resources/list", "resources", `7`, `{"uri":"good:x","name":"n"}`},
+		{"resources/list", "resources", `{"name":"none"}`, `{"uri":"good:x","name":"n"}`},
+		{"resources/list", "resources", `{"uri":7}`, `{"uri":"good:x","name":"n"}`},
+		{"resources/list", "resources", `{"uri":"","name":"n"}`, `{"uri":"good:x","name":"n"}`},
+		{"resources/list", "resources", `{"uri":"no scheme","name":"n"}`, `{"uri":"good:x","name":"n"}`},
+		{"resources/list", "resources", `{"uri":"/etc/passwd","name":"n"}`, `{"uri":"good:x","name":"n"}`},
+		{"resources/list", "resources", `{"uri":"file:///a\u202eb","name":"n"}`, `{"uri":"good:x","name":"n"}`},
+		{"resources/list", "resources", `{"uri":"file:///a\u0000","name":"n"}`, `{"uri":"good:x","name":"n"}`},
+		{"resources/list", "resources", `{"uri":"file:///a\nb","name":"n"}`, `{"uri":"good:x","name":"n"}`},
+		{"resources/list", "resources", `{"uri":"file:///` + strings.Repeat("a", maxURI) + `","name":"n"}`, `{"uri":"good:x","name":"n"}`},
+		{"resources/list", "resources", `{"uri":"other+file:///a","name":"n"}`, `{"uri":"good:x","name":"n"}`}, // of another server's name space
+		{"resources/list", "resources", `{"uri":"twice:x","name":"n"},{"uri":"twice:x","name":"2"}`, `{"uri":"good:x","name":"n"}`},
+		{"resources/list", "resources", `{"uri":"a:b","name":"n","x":` + strings.Repeat("[", 300) + strings.Repeat("]", 300) + `}`, `{"uri":"good:x","name":"n"}`},
+		{"resources/templates/list", "resourceTemplates", `{"uriTemplate":"file:///{","name":"n"}`, `{"uriTemplate":"good:{x}","name":"n"}`},
+		{"resources/templates/list", "resourceTemplates", `{"uriTemplate":"file:///{a b}","name":"n"}`, `{"uriTemplate":"good:{x}","name":"n"}`},
+		{"resources/templates/list", "resourceTemplates", `{"uriTemplate":"{+all}","name":"n"}`, `{"uriTemplate":"good:{x}","name":"n"}`},
+		{"resources/templates/list", "resourceTemplates", `{"uriTemplate":"other+{+all}","name":"n"}`, `{"uriTemplate":"good:{x}","name":"n"}`},
+		{"resources/templates/list", "resourceTemplates", `{"uriTemplate":"file:///{a:10000}","name":"n"}`, `{"uriTemplate":"good:{x}","name":"n"}`},
 		{"prompts/list", "prompts", `{"name":"a b"}`, `{"name":"good"}`},
 		{"prompts/list", "prompts", `{"name":"a/b"}`, `{"name":"good"}`},
 		{"prompts/list", "prompts", `{"name":""}`, `{"name":"good"}`},
@@ -145,12 +150,12 @@ func TestResourcesAndPromptsThatAreWithheld(t *testing.T) {
 // Which resources are found though nobody lists them, and which are not.
 func TestUnlistedResources(t *testing.T) {
 	files := &fake{modern: true, caps: everySort, answers: map[string]string{
-		"resources/list": `{"resources":[{"uri":"file:///listed/../a"},{"uri":"file:///bad\u202e"}]}`}}
+		"resources/list": `{"resources":[{"uri":"file:///listed/../a","name":"n"},{"uri":"file:///bad\u202e","name":"n"}]}`}}
 	docs := &fake{modern: true, caps: everySort, answers: map[string]string{
-		"resources/templates/list": `{"resourceTemplates":[{"uriTemplate":"doc://{id}/page"},{"uriTemplate":"note:{+rest}"},{"uriTemplate":"both:{x}"}]}`}}
+		"resources/templates/list": `{"resourceTemplates":[{"uriTemplate":"doc://{id}/page","name":"n"},{"uriTemplate":"note:{+rest}","name":"n"},{"uriTemplate":"both:{x}","name":"n"}]}`}}
 	more := &fake{modern: true, caps: everySort, answers: map[string]string{
-		"resources/list":           `{"resources":[{"uri":"doc:/bad\u202e/page"}]}`,
-		"resources/templates/list": `{"resourceTemplates":[{"uriTemplate":"both:{y}"}]}`}}
+		"resources/list":           `{"resources":[{"uri":"doc:/bad\u202e/page","name":"n"}]}`,
+		"resources/templates/list": `{"resourceTemplates":[{"uriTemplate":"both:{y}","name":"n"}]}`}}
 	s, _ := start(t, Config{Servers: []Server{{Name: "files", URL: files.serve(t)}, {Name: "docs", URL: docs.serve(t), Prefix: new("")},
 		{Name: "more", URL: more.serve(t), Prefix: new("")}, {Name: "tools", URL: (&fake{modern: true}).serve(t)}, {Name: "theirs", URL: files.serve(t), Tenants: []string{"b"}}}})
 	for uri, want := range map[string]string{
@@ -234,6 +239,102 @@ func FuzzURIs(f *testing.F) {
 	})
 }
 
+// A name that a server gives is the one that its agents' name comes to: whatever a
+// result says of a resource, and whatever a list calls a tool, a prompt or a resource,
+// leads back to that server, which reads it as it wrote it. No two things have one
+// name, and no server's name leads to another's.
+func FuzzNames(f *testing.F) {
+	for _, s := range []string{"file:///a", "file:///a/../b", "a:%2e", "x-3d+file:///a", "files+file:///a", "http://h/a?b#c", "read", "files__read", "_read", "a.b-C", "fi\u017fes+a:b", "a:\u00e9<&>\u2028"} {
+		f.Add(s, false)
+		f.Add(s, true)
+	}
+	spaces := map[string]string{"files+": "files", "x-3d+": "3d"}
+	all := []*server{
+		{Server: Server{Name: "files"}, prefix: "files__", space: "files+", spaces: spaces},
+		{Server: Server{Name: "3d"}, prefix: "3d__", space: "x-3d+", spaces: spaces},
+		{Server: Server{Name: "bare"}, spaces: spaces},
+	}
+	f.Fuzz(func(t *testing.T, name string, escaped bool) {
+		text, err := json.Marshal(name)
+		if err != nil || !utf8.ValidString(name) {
+			return
+		}
+		if escaped { // every character by its number
+			var b strings.Builder
+			for _, c := range utf16.Encode([]rune(name)) {
+				fmt.Fprintf(&b, `\u%04x`, c)
+			}
+			text = []byte(`"` + b.String() + `"`)
+		}
+		var from []*listing
+		for _, s := range all {
+			l := &listing{s: s, reads: true, named: map[string]bool{}, covers: map[string]*regexp.Regexp{}}
+			for _, of := range []gateway.Sort{gateway.SortTool, gateway.SortPrompt, gateway.SortResource} {
+				key := "name"
+				if of == gateway.SortResource {
+					key = "uri"
+				}
+				l.add(of, json.RawMessage(`{"inputSchema":{"type":"object"},"`+key+`":`+string(text)+`,"x":1}`), nil)
+			}
+			if bare, ok := strings.CutPrefix(name, s.space); ok && s.space != "" { // what another could pass its own off as
+				uri, _ := json.Marshal(bare)
+				l.add(gateway.SortResource, json.RawMessage(`{"uri":`+string(uri)+`,"x":1}`), nil)
+			}
+			from = append(from, l)
+		}
+		c, withheld := merge(from)
+		if len(withheld) > 0 {
+			t.Fatalf("%q: %+v have one name", name, withheld)
+		}
+		for _, l := range from {
+			for _, thing := range l.tools {
+				if thing.Name != name && l.s.space+thing.Name != name {
+					t.Fatalf("%q was listed as %q", name, thing.Name)
+				}
+				of := cmp.Or(thing.Sort, gateway.SortTool)
+				back, ok := c.find(of, thing.Alias)
+				if !ok || back.Server != l.s.Name || back.Name != thing.Name || thing.Alias != map[bool]string{true: l.s.space, false: l.s.prefix}[of == gateway.SortResource]+thing.Name {
+					t.Fatalf("%q of %s is %q, which leads to %q of %s", name, l.s.Name, thing.Alias, back.Name, back.Server)
+				}
+				var shown map[string]any
+				if err := json.Unmarshal(back.Definition, &shown); err != nil || shown["name"] != back.Alias && shown["uri"] != back.Alias || shown["x"] != 1.0 {
+					t.Fatalf("%q: agents see %s", name, back.Definition)
+				}
+				method, key := gateway.MethodCall, "name"
+				switch of {
+				case gateway.SortPrompt:
+					method = gateway.MethodGet
+				case gateway.SortResource:
+					method, key = gateway.MethodRead, "uri"
+				}
+				params, err := callParams(gateway.Forward{Method: method, Tool: back}, envelope{})
+				var reads map[string]any
+				if err != nil || json.Unmarshal(params, &reads) != nil || reads[key] != thing.Name {
+					t.Fatalf("%q: the server reads %s, %v", name, params, err)
+				}
+			}
+			// And by a result, listed or not.
+			for _, result := range []string{`{"contents":[{"uri":%s}]}`, `{"content":[{"type":"resource_link","uri":%s}]}`, `{"messages":[{"content":{"type":"resource","resource":{"uri":%s}}}]}`} {
+				m, err := parse([]byte(`{"jsonrpc":"2.0","id":1,"result":` + fmt.Sprintf(result, text) + `}`))
+				if err != nil {
+					t.Fatal(err)
+				}
+				uri := regexp.MustCompile(`"uri":("(?:[^"\\]|\\.)*")`).FindSubmatch(l.s.own(m))
+				var alias string
+				if uri == nil || json.Unmarshal(uri[1], &alias) != nil || alias != l.s.space+name {
+					t.Fatalf("%q of %s: a result says %s", name, l.s.Name, l.s.own(m))
+				}
+				if l.s.space == "" && l.s.foreign(name) {
+					continue // it is another's, who may have it
+				}
+				if back, ok := c.find(gateway.SortResource, alias); ok && (back.Name != name || back.Server != l.s.Name) {
+					t.Fatalf("%q of %s leads to %q of %s", name, l.s.Name, back.Name, back.Server)
+				}
+			}
+		}
+	})
+}
+
 // What names a resource in what comes back is in its server's name space, and not a
 // byte of the rest is another.
 func TestURIsInResults(t *testing.T) {
@@ -275,11 +376,11 @@ func TestURIsInErrors(t *testing.T) {
 }
 
 func TestTheInterfaceOfATool(t *testing.T) {
-	in := `{"name":"act","inputSchema":{},"_meta":{ "ui":{"a":1,"resourceUri":"ui:\/\/x"},"ui/resourceUri" : "ui://y","k":{"resourceUri":"ui://z"}},"resourceUri":"ui://w"}`
+	in := `{"name":"act","inputSchema":{"type":"object"},"_meta":{ "ui":{"a":1,"resourceUri":"ui:\/\/x"},"ui/resourceUri" : "ui://y","k":{"resourceUri":"ui://z"}},"resourceUri":"ui://w"}`
 	f := &fake{modern: true, tools: "[" + in + "]"}
 	s, _ := start(t, Config{Servers: []Server{{Name: "x", URL: f.serve(t)}, {Name: "bare", URL: f.serve(t), Prefix: new("")}}})
 	mine, _ := s.Resolve("a", gateway.SortTool, "x__act")
-	if got, want := string(mine.Definition), `{"name":"x__act","inputSchema":{},"_meta":{ "ui":{"a":1,"resourceUri":"x+ui://x"},"ui/resourceUri" : "x+ui://y","k":{"resourceUri":"ui://z"}},"resourceUri":"ui://w"}`; got != want {
+	if got, want := string(mine.Definition), `{"name":"x__act","inputSchema":{"type":"object"},"_meta":{ "ui":{"a":1,"resourceUri":"x+ui://x"},"ui/resourceUri" : "x+ui://y","k":{"resourceUri":"ui://z"}},"resourceUri":"ui://w"}`; got != want {
 		t.Errorf("its definition is\n%s\nnot\n%s", got, want)
 	}
 	bare, _ := s.Resolve("a", gateway.SortTool, "act")
@@ -293,7 +394,7 @@ func TestChangesOfEverySortAreSeen(t *testing.T) {
 	for _, modern := range []bool{true, false} {
 		for of, c := range map[gateway.Sort]struct{ caps, filter, note, list, before, after, want string }{
 			gateway.SortResource: {`{"tools":{},"resources":{"listChanged":true}}`, `{"resourcesListChanged":true}`, "notifications/resources/list_changed", "resources/list",
-				`{"resources":[{"uri":"a:b"}]}`, `{"resources":[{"uri":"a:c"}]}`, "x+a:c"},
+				`{"resources":[{"uri":"a:b","name":"n"}]}`, `{"resources":[{"uri":"a:c","name":"n"}]}`, "x+a:c"},
 			gateway.SortPrompt: {`{"tools":{},"prompts":{"listChanged":true}}`, `{"promptsListChanged":true}`, "notifications/prompts/list_changed", "prompts/list",
 				`{"prompts":[{"name":"b"}]}`, `{"prompts":[{"name":"c"}]}`, "x__c"},
 		} {

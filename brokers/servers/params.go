@@ -183,10 +183,15 @@ func braced(members [][]byte) []byte {
 	return append(b, '}')
 }
 
-// onceKey is what a server that declares a key of idempotency reads: one a call,
-// and nothing that a call's id could be told from.
+// onceKey is what a server that declares a key of idempotency reads: one a call, the
+// same where that can only be one that is made again, and nothing that a call's id
+// could be told from.
 func onceKey(f gateway.Forward) string {
-	sum := sha256.Sum256([]byte("toolbroker idempotency\x00" + f.Principal.Tenant + "\x00" + f.CallID))
+	what := "\x00call\x00" + f.CallID
+	if f.Once != "" {
+		what = "\x00once\x00" + f.Once
+	}
+	sum := sha256.Sum256([]byte("toolbroker idempotency\x00" + f.Principal.Tenant + what))
 	return hex.EncodeToString(sum[:16])
 }
 

@@ -228,12 +228,11 @@ func fingerprint(t gateway.Tool) string {
 			raw = slices.Concat(raw[:m.at], without(m.value, "title"), raw[m.end:])
 		}
 	}
-	v := jsontext.Value(raw)
-	if err := v.Canonicalize(); err != nil {
+	print, err := digestOf(raw)
+	if err != nil {
 		return t.Hash
 	}
-	sum := sha256.Sum256(v)
-	return "sha256:" + hex.EncodeToString(sum[:])
+	return print
 }
 
 // without is an object without some of its members; what is none stays as it is.
@@ -427,6 +426,16 @@ func (s *Servers) heard(f *feed) ([]gateway.Tool, bool) {
 	return f.current.all(), true
 }
 
+// unfit is what a feed's server lists now and nobody can use.
+func (s *Servers) unfit(f *feed) []unfit {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if f.current == nil {
+		return nil
+	}
+	return f.current.unfit
+}
+
 // all is what a listing defines.
 func (l *listing) all() []gateway.Tool { return slices.Concat(l.tools, l.instructions) }
 
@@ -450,14 +459,14 @@ func (s *Servers) Definitions(ctx context.Context, tenant string) ([]gateway.Def
 				return nil, fmt.Errorf("server %s: %w", name, err)
 			}
 			said, heard := s.heard(f)
-			all = append(all, s.beside(tenant, name, b, said, heard)...)
+			all = append(all, s.beside(tenant, name, b, said, s.unfit(f), heard)...)
 		}
 	}
 	return all, nil
 }
 
 // beside puts what a server says beside what was accepted of it.
-func (s *Servers) beside(tenant, server string, b *book, said []gateway.Tool, heard bool) []gateway.Definition {
+func (s *Servers) beside(tenant, server string, b *book, said []gateway.Tool, unfit []unfit, heard bool) []gateway.Definition {
 	times := map[thing]int{}
 	var all []gateway.Definition
 	for _, t := range said {
@@ -478,6 +487,10 @@ func (s *Servers) beside(tenant, server string, b *book, said []gateway.Tool, he
 				all[i].Held = heldAlias
 			}
 		}
+	}
+	for _, u := range unfit {
+		times[u.thing()]++
+		all = append(all, u.definition(server, b))
 	}
 	if b != nil {
 		for _, p := range b.Pins {
@@ -537,7 +550,7 @@ func (s *Servers) Accept(ctx context.Context, tenant, server string, sort gatewa
 		}
 		s.pins.tell(at, srv, b, said, false)
 		s.again(tenant)
-		for _, d := range s.beside(tenant, server, b, said, heard) {
+		for _, d := range s.beside(tenant, server, b, said, nil, heard) {
 			if d.Sort == sort && d.Name == name {
 				return d, nil
 			}

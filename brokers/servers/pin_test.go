@@ -104,11 +104,11 @@ func TestWhatIsWithheld(t *testing.T) {
 		"another schema":             {FirstUse, `[{"name":"read","description":"Reads a file.","inputSchema":{"type":"object","properties":{"also":{}}}}]`, "read", heldChanged, ""},
 		"another annotation":         {FirstUse, `[{"name":"read","description":"Reads a file.","annotations":{"readOnlyHint":true},"inputSchema":{"type":"object"}}]`, "read", heldChanged, ""},
 		"an unknown member":          {FirstUse, `[{"name":"read","description":"Reads a file.","x":1,"inputSchema":{"type":"object"}}]`, "read", heldChanged, ""},
-		"a new tool":                 {FirstUse, `[` + read1 + `,{"name":"new","inputSchema":{}}]`, "new", heldNew, "x__read"},
+		"a new tool":                 {FirstUse, `[` + read1 + `,{"name":"new","inputSchema":{"type":"object"}}]`, "new", heldNew, "x__read"},
 		"another name":               {FirstUse, `[{"name":"get","title":"Get","description":"Reads a file.","inputSchema":{"type":"object"}}]`, "get", heldRenamed + `"read"`, ""},
 		"another name and more":      {FirstUse, `[{"name":"get","description":"Reads a file!","inputSchema":{"type":"object"}}]`, "get", heldNew, ""},
 		"changed to hidden letters":  {FirstUse, `[{"name":"read","description":"Reads\u200b a file.","inputSchema":{"type":"object"}}]`, "read", heldChanged, ""},
-		"a new one with hidden ones": {FirstUse, `[` + read1 + `,{"name":"new","description":"\u202e","inputSchema":{}}]`, "new", heldFlagged, "x__read"},
+		"a new one with hidden ones": {FirstUse, `[` + read1 + `,{"name":"new","description":"\u202e","inputSchema":{"type":"object"}}]`, "new", heldFlagged, "x__read"},
 		"nothing was reviewed":       {Review, `[` + read1 + `]`, "read", heldNew, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -150,7 +150,7 @@ func TestWhatIsWithheld(t *testing.T) {
 
 // A first catalogue is taken but for what is flagged and what has no one meaning.
 func TestFirstUse(t *testing.T) {
-	srv, _ := mutable(t, `[`+read1+`,{"name":"sly","description":"a\u200bb","inputSchema":{}},{"name":"two","inputSchema":{}},{"name":"two","inputSchema":{"type":"object"}}]`)
+	srv, _ := mutable(t, `[`+read1+`,{"name":"sly","description":"a\u200bb","inputSchema":{"type":"object"}},{"name":"two","inputSchema":{"type":"object"}},{"name":"two","inputSchema":{"type":"object"}}]`)
 	s, d := start(t, Config{Servers: []Server{srv}})
 	if got := aliases(s, "a"); got != "x__read" {
 		t.Errorf("offered are %s", got)
@@ -171,7 +171,7 @@ func TestFirstUse(t *testing.T) {
 func TestThereAndBack(t *testing.T) {
 	srv, say := mutable(t, `[`+read1+`]`)
 	s, d := start(t, Config{Servers: []Server{srv}})
-	say(`[{"name":"read","inputSchema":{}}]`)
+	say(`[{"name":"read","inputSchema":{"type":"object"}}]`)
 	awaitHeld(t, s, "read", heldChanged)
 	was := definition(t, s, "read")
 	if !strings.Contains(string(was.Accepted), "Reads a file.") || was.Pinned == was.Hash {
@@ -179,7 +179,7 @@ func TestThereAndBack(t *testing.T) {
 	}
 	say(`[` + read1 + `]`)
 	redistest.Await(t, "it is offered again", func() bool { return offers(s, "x__read") })
-	say(`[{"name":"read","inputSchema":{}}]`)
+	say(`[{"name":"read","inputSchema":{"type":"object"}}]`)
 	awaitHeld(t, s, "read", heldChanged)
 	if n := strings.Count(strings.Join(d.types(), "\n"), "a tool.withheld"); n != 1 {
 		t.Errorf("one that flaps is on record as withheld %d times", n)
@@ -209,7 +209,7 @@ func TestReplicasShareWhatWasAccepted(t *testing.T) {
 		srv, say := mutable(t, `[`+read1+`]`)
 		var changed atomic.Int32
 		s1, _ := start(t, Config{Servers: []Server{srv}, Store: store.Open(t, "a", "b")})
-		say(`[{"name":"read","inputSchema":{}}]`)
+		say(`[{"name":"read","inputSchema":{"type":"object"}}]`)
 		s2, d2 := start(t, Config{Servers: []Server{srv}, Store: store.Open(t, "a", "b"), Changed: func() { changed.Add(1) }})
 		if offers(s2, "x__read") {
 			t.Fatal("the second replica took the changed tool as its first")
@@ -238,7 +238,7 @@ func TestReplicasShareWhatWasAccepted(t *testing.T) {
 func TestTwoFirstLooks(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, open func(testing.TB) *redistest.Server) {
 		store := open(t)
-		one, two := open2(t, store, `[`+read1+`]`), open2(t, store, `[{"name":"read","inputSchema":{}}]`)
+		one, two := open2(t, store, `[`+read1+`]`), open2(t, store, `[{"name":"read","inputSchema":{"type":"object"}}]`)
 		done := make(chan struct{})
 		go func() { one.pins.settle(one.feeds[0], one.feeds[0].current.all(), true); done <- struct{}{} }()
 		go func() { two.pins.settle(two.feeds[0], two.feeds[0].current.all(), true); done <- struct{}{} }()
@@ -263,7 +263,7 @@ func open2(t *testing.T, store *redistest.Server, tools string) *Servers {
 	if err := json.Unmarshal([]byte(tools), &raw); err != nil {
 		t.Fatal(err)
 	}
-	l := &listing{s: s.servers["x"]}
+	l := &listing{room: *newRoom(), s: s.servers["x"]}
 	for _, r := range raw {
 		l.add(gateway.SortTool, r, nil)
 	}
@@ -307,12 +307,12 @@ func TestRedisIsNotTrustedWithPins(t *testing.T) {
 				config := Config{Servers: []Server{srv}, Store: r.Open(t, "a", "b"), Keep: keep}
 				s, _ := start(t, config)
 				old := map[string]string{"v": fmt.Sprint(r.Do(t, "HGET", key, "v")), "record": fmt.Sprint(r.Do(t, "HGET", key, "record"))}
-				say(`[{"name":"read","description":"2","inputSchema":{}}]`)
+				say(`[{"name":"read","description":"2","inputSchema":{"type":"object"}}]`)
 				awaitHeld(t, s, "read", heldChanged)
 				if _, err := s.Accept(t.Context(), "a", "x", gateway.SortTool, "read", definition(t, s, "read").Hash, "operator:alice"); err != nil {
 					t.Fatal(err)
 				}
-				say(`[` + read1 + `,{"name":"slips","inputSchema":{}}]`)
+				say(`[` + read1 + `,{"name":"slips","inputSchema":{"type":"object"}}]`)
 				awaitHeld(t, s, "slips", heldNew)
 				awaitHeld(t, s, "read", heldChanged)
 				harm(t, r, old)
@@ -474,13 +474,13 @@ func TestFingerprint(t *testing.T) {
 	print := func(definition string) string {
 		return fingerprint(gateway.Tool{Definition: json.RawMessage(definition), Hash: definition})
 	}
-	one := print(`{"name":"a","title":"A","description":"d","annotations":{"title":"A","readOnlyHint":true},"inputSchema":{"properties":{"name":{},"title":{}}}}`)
+	one := print(`{"name":"a","title":"A","description":"d","annotations":{"title":"A","readOnlyHint":true},"inputSchema":{"type":"object","properties":{"name":{},"title":{}}}}`)
 	for definition, same := range map[string]bool{
-		`{"description":"d","name":"b","annotations":{"readOnlyHint":true},"inputSchema":{"properties":{"title":{},"name":{}}}}`:     true,
-		`{"uri":"u","description":"\u0064","annotations":{"readOnlyHint":true},"inputSchema":{"properties":{"title":{},"name":{}}}}`: true,
-		`{"name":"a","title":"A","description":"e","annotations":{"title":"A","readOnlyHint":true},"inputSchema":{"properties":{}}}`: false,
-		`{"name":"a","description":"d","annotations":{"readOnlyHint":true},"inputSchema":{"properties":{"name":{}}}}`:                false,
-		`{"name":"a","description":"d","annotations":{"readOnlyHint":false},"inputSchema":{"properties":{"name":{},"title":{}}}}`:    false,
+		`{"description":"d","name":"b","annotations":{"readOnlyHint":true},"inputSchema":{"type":"object","properties":{"title":{},"name":{}}}}`:     true,
+		`{"uri":"u","description":"\u0064","annotations":{"readOnlyHint":true},"inputSchema":{"type":"object","properties":{"title":{},"name":{}}}}`: true,
+		`{"name":"a","title":"A","description":"e","annotations":{"title":"A","readOnlyHint":true},"inputSchema":{"type":"object","properties":{}}}`: false,
+		`{"name":"a","description":"d","annotations":{"readOnlyHint":true},"inputSchema":{"type":"object","properties":{"name":{}}}}`:                false,
+		`{"name":"a","description":"d","annotations":{"readOnlyHint":false},"inputSchema":{"type":"object","properties":{"name":{},"title":{}}}}`:    false,
 		`not an object`: false,
 	} {
 		if got := print(definition); (got == one) != same {

@@ -43,12 +43,12 @@ func TestFlags(t *testing.T) {
 	} {
 		quoted, _ := json.Marshal(text)
 		for where, definition := range map[string]string{
-			"/description":                          `{"name":"act","description":TEXT,"inputSchema":{}}`,
-			"/inputSchema/properties/a/description": `{"name":"act","inputSchema":{"properties":{"a":{"description":TEXT}}}}`,
-			"/inputSchema/properties/a/enum/1":      `{"name":"act","inputSchema":{"properties":{"a":{"enum":["x",TEXT]}}}}`,
+			"/description":                          `{"name":"act","description":TEXT,"inputSchema":{"type":"object"}}`,
+			"/inputSchema/properties/a/description": `{"name":"act","inputSchema":{"type":"object","properties":{"a":{"description":TEXT}}}}`,
+			"/inputSchema/properties/a/enum/1":      `{"name":"act","inputSchema":{"type":"object","properties":{"a":{"enum":["x",TEXT]}}}}`,
 			"/annotations/title":                    `{"name":"act","annotations":{"title":TEXT}}`,
 			"/_meta/k/0/0":                          `{"name":"act","_meta":{"k":[[TEXT]]}}`,
-			"":                                      `{"name":"act","inputSchema":{"properties":{TEXT:{}}}}`, // a name is at itself
+			"":                                      `{"name":"act","inputSchema":{"type":"object","properties":{TEXT:{}}}}`, // a name is at itself
 		} {
 			got := strings.Join(flags(json.RawMessage(strings.Replace(definition, "TEXT", string(quoted), 1))), "; ")
 			if want == "" && got != "" || want != "" && !strings.HasPrefix(got, want+" at "+where) {

@@ -3,6 +3,7 @@ package servers
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync"
 	"time"
 
@@ -10,28 +11,47 @@ import (
 )
 
 const (
-	maxLinks   = 256              // sessions or children per server; the idlest makes room
-	remembered = 10 * time.Minute // how long an ended task is refused here
-	asks       = time.Minute      // how long a server is asked to end a session of a task that ended
+	maxLinks   = 1024             // sessions per server, of one tenant three quarters, of one workload a quarter; the idlest makes room
+	maxChilds  = 256              // likewise children
+	remembered = 10 * time.Minute // how long an ended task or session is refused here
+	asks       = time.Minute      // how long a server is asked to end a session of one that ended
 )
 
 var (
-	errClosed   = errors.New("the gateway is shutting down")
-	errTaskOver = errors.New("the task has ended")
-	errFull     = errors.New("the server has as many sessions as it may")
+	errClosed = errors.New("the gateway is shutting down")
+	errOver   = errors.New("the task, or the agent's session, has ended")
+	errFull   = fmt.Errorf("the server has as many sessions as it, this workload or this tenant may have: %w", gateway.ErrTooMany)
 )
 
-// A key is whom a session or a child is for. Nothing is shared across keys.
-// caps is what a legacy server was told that it can ask.
-type key struct{ server, tenant, task, principal, session, lease, caps string }
+// A key is whom a session or a child is for. Nothing is shared across keys, and
+// nothing else splits what is one agent's: its calls, subscriptions and log level
+// meet one state at the server.
+type key struct {
+	server, tenant, task, principal, session, lease string
+	child                                           bool // as all of its server's are
+}
+
+// A life is what links end with: a task, or a session of an agent's.
+type life struct{ tenant, task, session string }
+
+func (l life) has(k key) bool {
+	if l.session != "" {
+		return k.session == l.session
+	}
+	return k.tenant == l.tenant && k.task == l.task
+}
+
+func (k key) lives() [2]life {
+	return [2]life{{tenant: k.tenant, task: k.task}, {session: k.session}}
+}
 
 // A pool keeps the links that outlive a call: legacy sessions and children.
 // All die with the process; a server forgets its sessions by itself.
 type pool struct {
 	mu     sync.Mutex
 	links  map[key]*pooled
-	ended  map[[2]string]time.Time // tenant and task
-	ending map[[2]string][]*pooled // links of ended tasks that are not closed yet
+	ended  map[life]time.Time
+	ending map[life][]*pooled // links of ended ones that are not closed yet
 	closed bool
 	stale  time.Duration // a session that was idle for longer is asked whether it is still there
 	asks   time.Duration
@@ -47,8 +67,8 @@ type pooled struct {
 	users int
 	idle  time.Time     // since when nobody uses it
 	gone  bool          // out of the pool: close it when it is ready
-	shut  chan struct{} // closed when it is closed; nil while nobody closes it for its task
-	of    string        // its server; once shut is set, as lost is
+	shut  chan struct{} // closed when it is closed; nil while nobody closes it for its task or session
+	of    key           // once shut is set, as lost is
 	lost  bool          // its server did not confirm its end; known when shut is closed
 }
 
@@ -88,14 +108,16 @@ func (p *pool) entry(ctx context.Context, k key, open func(context.Context) (lin
 	if p.closed {
 		return nil, errClosed
 	}
-	if _, over := p.ended[[2]string{k.tenant, k.task}]; over {
-		return nil, errTaskOver
+	for _, l := range k.lives() {
+		if _, over := p.ended[l]; over {
+			return nil, errOver
+		}
 	}
 	if e := p.links[k]; e != nil {
 		e.users++
 		return e, nil
 	}
-	if !p.room(k.server) {
+	if !p.room(k) {
 		return nil, errFull
 	}
 	e := &pooled{ready: make(chan struct{}), users: 1, idle: time.Now()}
@@ -117,20 +139,44 @@ func (p *pool) entry(ctx context.Context, k key, open func(context.Context) (lin
 	return e, nil
 }
 
-// room makes room for one more link to a server.
-func (p *pool) room(server string) bool {
+// room makes room for one more link to a server. Nobody takes all of it: a workload
+// has a share of its tenant's, and a tenant of all, so that whoever parks questions in
+// many sessions runs out of its own first.
+func (p *pool) room(want key) bool {
+	most := maxLinks
+	if want.child {
+		most = maxChilds
+	}
+	for _, share := range []struct {
+		most int
+		of   func(key) bool
+	}{
+		{most / 4, func(k key) bool { return k.tenant == want.tenant && k.principal == want.principal }},
+		{most * 3 / 4, func(k key) bool { return k.tenant == want.tenant }},
+		{most, func(key) bool { return true }},
+	} {
+		if !p.under(share.most, func(k key) bool { return k.server == want.server && share.of(k) }) {
+			return false
+		}
+	}
+	return true
+}
+
+// under makes room for one more among some links, of which there are so many at most:
+// the idlest of them goes.
+func (p *pool) under(most int, among func(key) bool) bool {
 	n := 0
 	var oldest key
 	var found *pooled
 	for k, e := range p.links {
-		if k.server != server {
+		if !among(k) {
 			continue
 		}
 		if n++; e.users == 0 && (found == nil || e.idle.Before(found.idle)) {
 			oldest, found = k, e
 		}
 	}
-	if n < maxLinks {
+	if n < most {
 		return true
 	}
 	if found != nil {
@@ -184,27 +230,28 @@ func (p *pool) out(k key, e *pooled) {
 	}
 }
 
-func isReady(e *pooled) bool {
+func isReady(e *pooled) bool { return isClosed(e.ready) }
+
+func isClosed(c chan struct{}) bool {
 	select {
-	case <-e.ready:
+	case <-c:
 		return true
 	default:
 		return false
 	}
 }
 
-// endTask closes all that a task has here, lets it have nothing more, and says
-// what it saw close and what is not closed when ctx ends. That is waited for by
-// the next one who asks.
-func (p *pool) endTask(ctx context.Context, tenant, task string) (all gateway.LinkEnds) {
-	which := [2]string{tenant, task}
+// end closes all that a task or a session has here, lets it have nothing more, and
+// says what it saw close and what is not closed when ctx ends. That is waited for by
+// the next one who asks. Whose it was is the key of one of them, or none.
+func (p *pool) end(ctx context.Context, which life) (all gateway.LinkEnds, of key) {
 	p.mu.Lock()
 	p.ended[which] = time.Now()
 	for k, e := range p.links {
-		if k.tenant != tenant || k.task != task {
+		if !which.has(k) {
 			continue
 		}
-		e.gone, e.shut, e.of = true, make(chan struct{}), k.server
+		e.gone, e.shut, e.of = true, make(chan struct{}), k
 		delete(p.links, k)
 		p.ending[which] = append(p.ending[which], e)
 		if isReady(e) { // else whoever opens it closes it
@@ -212,9 +259,17 @@ func (p *pool) endTask(ctx context.Context, tenant, task string) (all gateway.Li
 		}
 	}
 	wait := p.ending[which]
+	for l, others := range p.ending { // a task's end waits for what its sessions left
+		for _, e := range others {
+			if l != which && which.has(e.of) && !isClosed(e.shut) {
+				wait = append(wait, e)
+			}
+		}
+	}
 	p.mu.Unlock()
 	var open []*pooled
 	for _, e := range wait {
+		of = e.of
 		select {
 		case <-e.shut:
 		default:
@@ -222,14 +277,14 @@ func (p *pool) endTask(ctx context.Context, tenant, task string) (all gateway.Li
 			case <-e.shut:
 			case <-ctx.Done():
 				open = append(open, e)
-				all.Open = append(all.Open, e.of)
+				all.Open = append(all.Open, e.of.server)
 				continue
 			}
 		}
 		if e.lost {
-			all.Lost = append(all.Lost, e.of)
+			all.Lost = append(all.Lost, e.of.server)
 		} else {
-			all.Gone = append(all.Gone, e.of)
+			all.Gone = append(all.Gone, e.of.server)
 		}
 	}
 	p.mu.Lock()
@@ -237,10 +292,22 @@ func (p *pool) endTask(ctx context.Context, tenant, task string) (all gateway.Li
 	if p.ending[which] = open; len(open) == 0 {
 		delete(p.ending, which)
 	}
+	return all, of
+}
+
+// of returns the links of a session that are open.
+func (p *pool) of(session string) (all []link) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for k, e := range p.links {
+		if k.session == session && isReady(e) && e.link != nil {
+			all = append(all, e.link)
+		}
+	}
 	return all
 }
 
-// seeOff closes a link of a task that ended, again while it is not known to be
+// seeOff closes a link of a task or session that ended, again while it is not known to be
 // gone, and says how that went.
 func (p *pool) seeOff(ctx context.Context, e *pooled) {
 	defer close(e.shut)
@@ -312,9 +379,9 @@ func (p *pool) sweep(idle time.Duration) {
 			p.out(k, e)
 		}
 	}
-	for t, at := range p.ended {
+	for l, at := range p.ended {
 		if time.Since(at) > remembered {
-			delete(p.ended, t)
+			delete(p.ended, l)
 		}
 	}
 }

@@ -195,7 +195,7 @@ func TestASwappedProgramDoesNotRun(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if err := s.launcher.start(cmd); err != nil {
+			if err := s.launcher.start(&child{cmd: cmd}); err != nil {
 				t.Fatal(err)
 			}
 			got, _ := io.ReadAll(out)

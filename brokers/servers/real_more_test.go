@@ -129,7 +129,7 @@ func TestEverythingOverEveryWay(t *testing.T) {
 			}
 			if name != "modern" && name != "stdio" {
 				e := &ear{asked: agrees}
-				r, err := forwardTo(t, s, "real__ask", `{}`, e, able(allCaps), func(f *gateway.Forward) { f.LogLevel = "info" })
+				r, err := forwardTo(t, s, "real__ask", `{}`, e, able(allCaps), func(f *gateway.Forward) { f.LogLevel, f.Session = "info", "m2" })
 				if got := said(t, r, err); got != "accept" || len(e.heard) != 2 || !slices.ContainsFunc(e.heard, func(h string) bool { return strings.Contains(h, `"asking"`) }) {
 					t.Errorf("it read %q; the agent heard %q", got, e.heard)
 				}
@@ -264,7 +264,7 @@ func TestEverythingServerAsks(t *testing.T) {
 					}
 					return gateway.Result{Raw: json.RawMessage(`{"action":"accept","content":{"username":"u","email":"u@example.com"}}`)}, nil
 				}}
-				r, err := forwardTo(t, s, tool, args, e, able(`{"elicitation":{"form":{}},"sampling":{}}`))
+				r, err := forwardTo(t, s, tool, args, e, able(`{"elicitation":{"form":{}},"sampling":{}}`), func(f *gateway.Forward) { f.Session = "m2" })
 				if err != nil || r.Failed() || len(e.heard) != 1 {
 					t.Errorf("%s: %v %s %s; the agent heard %q", tool, err, r.Raw, r.Error, e.heard)
 				}
@@ -290,6 +290,10 @@ func TestServerEverything(t *testing.T) {
 		if len(s.Offered("a", of)) == 0 {
 			t.Errorf("no %s is offered", of)
 		}
+	}
+	// Those for clients that can be asked, too; two more want a client that runs tasks.
+	if got := aliases(s, "a"); len(strings.Fields(got)) != 17 || !strings.Contains(got, "get-roots-list") || !strings.Contains(got, "trigger-url-elicitation") || !strings.Contains(got, "trigger-sampling-request") {
+		t.Errorf("offered are %s", got)
 	}
 	r, err := forward(t, s, "every__echo", `{"message":"hello"}`)
 	if got := said(t, r, err); !strings.Contains(got, "hello") {

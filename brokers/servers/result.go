@@ -2,6 +2,7 @@ package servers
 
 import (
 	"encoding/json"
+	"strings"
 
 	"github.com/go-json-experiment/json/jsontext"
 
@@ -16,37 +17,42 @@ const maxRemote = 1024
 
 // finished says what a result is, and refuses one that cannot be passed on: what
 // no client could read, and what answers something else than was asked.
-func finished(f gateway.Forward, e era, result json.RawMessage) (string, error) {
-	all, err := members(result)
-	if err != nil {
-		return "", err
-	}
-	if depth(result) > maxResultDepth {
+func finished(f gateway.Forward, e era, m message) (string, error) {
+	t := &m.tree
+	if t.nodes[m.at].deep > maxResultDepth {
 		return "", unusable("the server's answer is nested too deep")
 	}
-	has := func(name string) jsontext.Value { return valueOf(all, name) }
+	// kind is of a member of the result; zero where there is none.
+	kind := func(name string) byte {
+		if i := t.find(m.at, name); i != 0 {
+			return t.kind(i)
+		}
+		return 0
+	}
 	is := gateway.ResultComplete
-	if v := has("resultType"); v != nil {
+	if i := t.find(m.at, "resultType"); i != 0 && !t.says(i, is) {
 		var ok bool
-		if is, ok = word(json.RawMessage(v)); !ok {
+		if is, ok = t.word(i); !ok {
 			return "", errRubbish
 		}
 	}
 	asks := f.Method == gateway.MethodCall || f.Method == gateway.MethodGet || f.Method == gateway.MethodRead || f.Method == ""
 	switch is {
 	case gateway.ResultComplete:
-		return is, complete(f.Method, has)
+		return is, complete(f.Method, m, kind)
 	case gateway.ResultInput:
+		requests, state := kind("inputRequests"), kind("requestState")
 		switch {
 		case e != modernEra || !asks:
 			return "", unusable("the server answered with a result of type input_required, which it cannot")
-		case has("inputRequests") == nil && has("requestState") == nil,
-			has("inputRequests") != nil && has("inputRequests").Kind() != '{',
-			has("requestState") != nil && has("requestState").Kind() != '"':
+		case requests == 0 && state == 0, requests != 0 && requests != '{', state != 0 && state != '"':
 			return "", unusable("the server asks for input, but not so that anyone could give it")
 		}
 	case gateway.ResultTask:
-		id, _ := word(json.RawMessage(has("taskId")))
+		id := ""
+		if i := t.find(m.at, "taskId"); i != 0 {
+			id, _ = t.word(i)
+		}
 		switch {
 		case e != modernEra || f.Method != gateway.MethodCall && f.Method != "" || !takesTasks(f.Caps):
 			return "", unusable("the server answered with a result of type task, which nobody can take")
@@ -70,58 +76,70 @@ func valueOf(all []member, name string) jsontext.Value {
 }
 
 // complete checks what every client reads of a final answer.
-func complete(method string, has func(string) jsontext.Value) error {
+func complete(method string, m message, kind func(string) byte) error {
 	switch method {
 	case gateway.MethodCall, "":
-		if v := has("content"); v != nil && !blocks(v) {
+		content := m.tree.find(m.at, "content")
+		if content != 0 && !m.tree.blocks(content) {
 			return unusable("the content of the server's answer is not a list of blocks")
 		}
-		if v := has("isError"); v != nil && v.Kind() != 't' && v.Kind() != 'f' {
+		if k := kind("isError"); k != 0 && k != 't' && k != 'f' {
 			return unusable("isError in the server's answer is neither true nor false")
 		}
-		if has("task") != nil && has("content") == nil {
+		if content == 0 && kind("task") != 0 {
 			return unusable("the server answered with a task, which is not supported")
 		}
 	case gateway.MethodRead:
-		return list(has("contents"), "contents")
+		return m.list("contents")
 	case gateway.MethodGet:
-		return list(has("messages"), "messages")
+		return m.list("messages")
 	case gateway.MethodComplete:
-		if has("completion").Kind() != '{' {
+		if kind("completion") != '{' {
 			return unusable("the server's answer holds no completion")
 		}
 	case gateway.MethodTaskGet:
-		if has("status").Kind() != '"' {
+		if kind("status") != '"' {
 			return unusable("the server's answer about a task holds no status")
 		}
 	}
 	return nil
 }
 
-// list refuses what is not a list of objects.
-func list(v jsontext.Value, what string) error {
-	all, err := elements(v)
-	if err != nil {
-		return unusable("the " + what + " of the server's answer are not a list")
+// list refuses a result that does not hold a list of objects of that name.
+func (m *message) list(name string) error {
+	i := m.tree.find(m.at, name)
+	if i == 0 || m.tree.kind(i) != '[' {
+		return unusable("the " + name + " of the server's answer are not a list")
 	}
-	for _, m := range all {
-		if jsontext.Value(m.value).Kind() != '{' {
-			return unusable("the " + what + " of the server's answer are not a list of objects")
+	for part := range m.tree.inside(i, '[') {
+		if m.tree.kind(part) != '{' {
+			return unusable("the " + name + " of the server's answer are not a list of objects")
 		}
 	}
 	return nil
 }
 
-// blocks reports whether v is a list of objects that each name their type.
-func blocks(v jsontext.Value) bool {
-	var all []struct {
-		Type *string `json:"type"`
-	}
-	if v.Kind() != '[' || json.Unmarshal(v, &all) != nil {
+// blocks reports whether i is a list of objects that each name their type. Some
+// clients read a name in any case, so that the last such member must be a string
+// and no other may be anything but a string or null.
+func (t *tree) blocks(i int) bool {
+	if t.kind(i) != '[' {
 		return false
 	}
-	for _, b := range all {
-		if b.Type == nil {
+	for block := range t.inside(i, '[') {
+		if t.kind(block) != '{' {
+			return false
+		}
+		typed := false
+		for m := range t.inside(block, '{') {
+			if name := t.name(m); len(name) != 4 || !strings.EqualFold(string(name), "type") {
+				continue
+			}
+			if typed = t.kind(m) == '"'; !typed && t.kind(m) != 'n' {
+				return false
+			}
+		}
+		if !typed {
 			return false
 		}
 	}

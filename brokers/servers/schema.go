@@ -5,8 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"regexp"
+	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -14,6 +13,8 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 	"github.com/santhosh-tekuri/jsonschema/v6"
 	"github.com/santhosh-tekuri/jsonschema/v6/kind"
+
+	"toolbroker/gateway"
 )
 
 // nowhere refuses to fetch what a schema refers to: no file, no network.
@@ -21,11 +22,34 @@ type nowhere struct{}
 
 func (nowhere) Load(string) (any, error) { return nil, errors.New("schemas are not fetched") }
 
+// A room is what the definitions of one listing may still take. What does not fit
+// is left out.
+type room struct {
+	parts    int // of schemas: objects and booleans
+	patterns int // sizes of regular expressions, and of what templates' URIs look like
+}
+
+// What one schema may take, and all of a listing's together: a part takes a
+// kilobyte and a half, and the time to compile a schema grows with the square of
+// its parts.
+const (
+	maxParts       = 3_000
+	maxPointers    = 1 << 20 // bytes: where its parts are, written out
+	maxReference   = 1024    // of an address in it
+	maxPatterns    = 100_000
+	maxAllParts    = 60_000
+	maxAllPatterns = 1_000_000
+)
+
+func (r room) has(other room) bool { return other.parts <= r.parts && other.patterns <= r.patterns }
+
+func newRoom() *room { return &room{parts: maxAllParts, patterns: maxAllPatterns} }
+
 // compile makes a check out of a tool's inputSchema, in draft 2020-12 unless it
-// names another. The check is safe for concurrent use. What it says quotes no
-// value of the arguments.
-func compile(schema json.RawMessage) (func(json.RawMessage) error, error) {
-	check, err := compiled(schema, "inputSchema", "arguments")
+// names another. The check is safe for concurrent use, and ends soon. What it says
+// quotes no value of the arguments.
+func compile(schema json.RawMessage, r *room) (func(json.RawMessage) error, error) {
+	check, err := compiled(schema, "inputSchema", "arguments", r)
 	if err != nil {
 		return nil, err
 	}
@@ -43,8 +67,8 @@ func compile(schema json.RawMessage) (func(json.RawMessage) error, error) {
 
 // promise makes a check out of a tool's outputSchema, in the same way. One that
 // is no good holds nothing back: every result misses it.
-func promise(schema json.RawMessage) func(json.RawMessage) error {
-	check, err := compiled(schema, "outputSchema", "result")
+func promise(schema json.RawMessage, r *room) func(json.RawMessage) error {
+	check, err := compiled(schema, "outputSchema", "result", r)
 	if err != nil {
 		return func(json.RawMessage) error { return err }
 	}
@@ -58,7 +82,7 @@ func promise(schema json.RawMessage) func(json.RawMessage) error {
 }
 
 // compiled makes a check of values of some kind.
-func compiled(schema json.RawMessage, which, values string) (check func(any) error, err error) {
+func compiled(schema json.RawMessage, which, values string, r *room) (check func(any) error, err error) {
 	defer func() {
 		if recover() != nil {
 			check, err = nil, fmt.Errorf("its %s does not compile", which)
@@ -67,23 +91,46 @@ func compiled(schema json.RawMessage, which, values string) (check func(any) err
 	if jsontext.Value(schema).Kind() != '{' {
 		return nil, fmt.Errorf("its %s is not an object", which)
 	}
+	if depth(schema) > maxResultDepth {
+		return nil, fmt.Errorf("its %s is nested too deep", which)
+	}
 	doc, err := decode(schema)
 	if err != nil {
 		return nil, fmt.Errorf("its %s is no good: %w", which, err)
 	}
+	if err := r.weigh(doc); err != nil {
+		return nil, fmt.Errorf("its %s %w", which, err)
+	}
+	patterns := &engine{room: r, left: maxPatterns, known: map[string]jsonschema.Regexp{}, slow: ecma(unread)}
 	c := jsonschema.NewCompiler()
 	c.DefaultDraft(jsonschema.Draft2020)
 	c.UseLoader(nowhere{})
-	c.UseRegexpEngine(pattern)
-	const here = "toolbroker:///schema"
+	c.UseRegexpEngine(patterns.compile)
+	const here, refuses = "toolbroker:///schema", "toolbroker:///refuses"
 	if err := c.AddResource(here, doc); err != nil {
+		return nil, fmt.Errorf("its %s does not compile", which)
+	}
+	// What says no to what the schema says yes to: it stops at the first miss, and
+	// remembers none.
+	if err := c.AddResource(refuses, map[string]any{"not": map[string]any{"$ref": here}}); err != nil {
 		return nil, fmt.Errorf("its %s does not compile", which)
 	}
 	made, err := c.Compile(here)
 	if err != nil {
+		if patterns.full != nil {
+			err = patterns.full
+		} else {
+			err = errors.New("does not compile")
+		}
+		return nil, fmt.Errorf("its %s %w", which, err)
+	}
+	inverse, err := c.Compile(refuses)
+	if err != nil {
 		return nil, fmt.Errorf("its %s does not compile", which)
 	}
-	if cost(made, map[*jsonschema.Schema]int{}) > maxCost {
+	patterns.done = true
+	work := survey(made, doc)
+	if work == nil {
 		return nil, fmt.Errorf("its %s is too costly to check", which)
 	}
 	return func(v any) (err error) {
@@ -92,6 +139,18 @@ func compiled(schema json.RawMessage, which, values string) (check func(any) err
 				err = fmt.Errorf("the %s cannot be checked", values)
 			}
 		}()
+		if which == "inputSchema" {
+			v = given(made, v)
+		}
+		switch n := work.of(made, v); {
+		case n > maxWork:
+			return fmt.Errorf("checking the %s would take too long", values)
+		case n > maxWords:
+			if inverse.Validate(v) == nil {
+				return errNoMatch
+			}
+			return nil
+		}
 		if err := made.Validate(v); err != nil {
 			return explain(err)
 		}
@@ -99,68 +158,133 @@ func compiled(schema json.RawMessage, which, values string) (check func(any) err
 	}, nil
 }
 
-// maxCost bounds how many schemas one value is held against: those that refer
-// twice to one that refers twice, and so on, are a bomb.
-const maxCost = 10_000
+var errNoMatch = errors.New("it does not match the tool's schema")
 
-// cost counts the schemas that s brings to one value, up to just over maxCost.
-func cost(s *jsonschema.Schema, known map[*jsonschema.Schema]int) int {
-	if n, ok := known[s]; ok {
-		return n
+// weigh takes the room that a schema needs before anything is made of it.
+func (r *room) weigh(doc any) error {
+	w := weight{}
+	w.add(doc, 0)
+	// Each other way to write a place in a list makes what is there another schema.
+	parts := w.parts * (1 + w.aliases)
+	switch {
+	case w.long:
+		return errors.New("refers to an address that is too long")
+	case parts > maxParts || w.pointers > maxPointers:
+		return errors.New("has too many parts")
+	case parts > r.parts:
+		return errTooMuch
 	}
-	known[s] = 1 // a cycle: the library ends those
-	n := 1
-	for _, o := range inPlace(s) {
-		if n += cost(o, known); n > maxCost {
-			break
-		}
-	}
-	known[s] = n
-	return n
+	r.parts -= parts
+	return nil
 }
 
-// inPlace lists the schemas that s applies to the same value.
-func inPlace(s *jsonschema.Schema) []*jsonschema.Schema {
-	all := slices.Concat([]*jsonschema.Schema{s.Ref, s.RecursiveRef, s.Not, s.If, s.Then, s.Else}, s.AllOf, s.AnyOf, s.OneOf)
-	if s.DynamicRef != nil {
-		all = append(all, s.DynamicRef.Ref)
-	}
-	for _, o := range s.DependentSchemas {
-		all = append(all, o)
-	}
-	for _, o := range s.Dependencies {
-		if o, ok := o.(*jsonschema.Schema); ok {
-			all = append(all, o)
-		}
-	}
-	return slices.DeleteFunc(all, func(s *jsonschema.Schema) bool { return s == nil })
+// errTooMuch is why what would be good alone is left out.
+var errTooMuch = errors.New("is too much, with the rest of what the server lists")
+
+type weight struct {
+	parts, pointers, aliases int
+	long                     bool
 }
 
-// pattern compiles a schema's regular expressions with Go's engine, which runs
-// in linear time and knows no lookaround: a schema with one does not compile.
-func pattern(s string) (jsonschema.Regexp, error) {
-	r, err := regexp.Compile(s)
-	if err != nil {
+func (w *weight) add(v any, at int) {
+	switch v := v.(type) {
+	case map[string]any:
+		w.parts, w.pointers = w.parts+1, w.pointers+at
+		for name, sub := range v {
+			if s, ok := sub.(string); ok && strings.HasPrefix(name, "$") {
+				w.long = w.long || len(s) > maxReference
+				if strings.HasSuffix(name, "ef") && alias(s) {
+					w.aliases++
+				}
+			}
+			w.add(sub, at+len(name)+1)
+		}
+	case []any:
+		for _, sub := range v {
+			w.add(sub, at+8)
+		}
+	case bool:
+		w.parts, w.pointers = w.parts+1, w.pointers+at
+	}
+}
+
+// alias reports whether a reference may name a place in a list otherwise than by
+// its number as it is usually written.
+func alias(reference string) bool {
+	_, pointer, _ := strings.Cut(reference, "#")
+	if plain, err := url.PathUnescape(pointer); err == nil {
+		pointer = plain
+	}
+	for part := range strings.SplitSeq(pointer, "/") {
+		if n, err := strconv.Atoi(part); err == nil && strconv.Itoa(n) != part {
+			return true
+		}
+	}
+	return false
+}
+
+// An engine compiles a schema's regular expressions with Go's, which runs in
+// linear time, and with [ecma] what that does not know.
+type engine struct {
+	room  *room
+	left  int
+	slow  jsonschema.RegexpEngine
+	known map[string]jsonschema.Regexp
+	full  error // why it compiled no more
+	done  bool  // the schema is compiled: what comes now stands in a value
+}
+
+func (e *engine) compile(text string) (jsonschema.Regexp, error) {
+	if e.done {
+		return gateway.ReadPattern(text)
+	}
+	p, ok := e.known[text]
+	if ok {
+		return p, nil
+	}
+	var size int
+	if fast, err := gateway.ReadPattern(text); err == nil {
+		p, size = fast, fast.Size
+	} else if !errors.Is(err, gateway.ErrPattern) { // it is too much, for the other one all the more
 		return nil, err
+	} else if p, err = e.slow(text); err != nil {
+		return nil, err
+	} else {
+		size = slowest * len(text)
 	}
-	return r, nil
+	if e.left -= size; e.left < 0 {
+		e.full = errors.New("has too many patterns")
+		return nil, e.full
+	}
+	if size > e.room.patterns {
+		e.full = errTooMuch
+		return nil, e.full
+	}
+	e.room.patterns -= size
+	e.known[text] = p
+	return p, nil
 }
+
+// slowest is what a byte of a pattern of the slow engine's counts for. That one
+// unrolls nothing.
+const slowest = 16
+
+func unread(string) (jsonschema.Regexp, error) { return nil, gateway.ErrPattern }
 
 // decode reads JSON strictly into what the schema library takes. It refuses
 // numbers that only a bignum could hold: the library writes out their digits.
 func decode(raw json.RawMessage) (any, error) {
-	d := jsontext.NewDecoder(bytes.NewBuffer(raw))
-	for {
-		t, err := d.ReadToken()
-		if err == io.EOF {
-			break
-		}
-		if err != nil {
-			return nil, errors.New("not valid JSON, or a name stands twice in an object")
-		}
-		if t.Kind() == '0' && !sizeable(t.String()) {
-			return nil, errors.New("a number is too big or too small")
-		}
+	good := true
+	sized := func(number []byte) bool {
+		good = sizeable(string(number))
+		return good
+	}
+	end, _, ok := pass(raw, sized)
+	switch {
+	case !good:
+		return nil, errors.New("a number is too big or too small")
+	case !ok || space(raw, end) != len(raw):
+		return nil, errors.New("not valid JSON, or a name stands twice in an object")
 	}
 	return jsonschema.UnmarshalJSON(bytes.NewReader(raw))
 }
@@ -184,7 +308,7 @@ const maxReasons = 5
 func explain(err error) error {
 	top, ok := errors.AsType[*jsonschema.ValidationError](err)
 	if !ok {
-		return errors.New("it does not match the tool's schema")
+		return errNoMatch
 	}
 	var says []string
 	var walk func(e *jsonschema.ValidationError)

@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/go-json-experiment/json/jsontext"
 )
 
 func TestChecks(t *testing.T) {
@@ -13,7 +15,7 @@ func TestChecks(t *testing.T) {
 		"name":{"type":"string","minLength":2,"pattern":"^[a-z-]+$"},"n":{"type":"integer","minimum":1,"maximum":10},
 		"how":{"enum":["fast","slow"]},"one":{"const":1},"tree":{"$ref":"#/$defs/node"},"mail":{"format":"email"}},
 		"$defs":{"node":{"type":"object","properties":{"below":{"type":"array","items":{"$ref":"#/$defs/node"}},"v":{"type":"number"}}}}}`
-	check, err := compile(json.RawMessage(schema))
+	check, err := compile(json.RawMessage(schema), newRoom())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -53,7 +55,7 @@ func TestSchemasOfOtherDrafts(t *testing.T) {
 		`{"type":"object","properties":{"a":{"$ref":"#/$defs/int"}},"$defs":{"int":{"type":"integer"}}}`,
 		`{"$id":"https://example.com/x","properties":{"a":{"$ref":"#i"}},"$defs":{"i":{"$anchor":"i","type":"integer"}}}`,
 	} {
-		check, err := compile(json.RawMessage(schema))
+		check, err := compile(json.RawMessage(schema), newRoom())
 		if err != nil {
 			t.Errorf("%s: %v", schema, err)
 			continue
@@ -70,7 +72,7 @@ func TestNothingIsFetched(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, ref := range []string{"file://" + file, file} {
-		if _, err := compile(json.RawMessage(`{"$ref":"` + ref + `"}`)); err == nil {
+		if _, err := compile(json.RawMessage(`{"$ref":"`+ref+`"}`), newRoom()); err == nil {
 			t.Errorf("%s was read", ref)
 		}
 	}
@@ -87,10 +89,9 @@ func TestPromises(t *testing.T) {
 		{`{"type":"array"}`, `{`, "not valid JSON"},
 		{`{"$ref":"http://127.0.0.1:1/x"}`, `{}`, "its outputSchema does not compile"},
 		{`{"$ref":"file:///etc/passwd"}`, `{}`, "its outputSchema does not compile"},
-		{`true`, `{}`, "its outputSchema is not an object"},
 		{bomb(30), `{}`, "its outputSchema is too costly to check"},
 	} {
-		f := &fake{tools: `[{"name":"act","inputSchema":{},"outputSchema":` + c.schema + `},{"name":"free","inputSchema":{}}]`}
+		f := &fake{tools: `[{"name":"act","inputSchema":{"type":"object"},"outputSchema":` + c.schema + `},{"name":"free","inputSchema":{"type":"object"}}]`}
 		s, _ := start(t, Config{Servers: []Server{{Name: "x", URL: f.serve(t)}}})
 		act, _ := s.Resolve("a", "tool", "x__act")
 		free, ok := s.Resolve("a", "tool", "x__free")
@@ -112,8 +113,26 @@ func FuzzCheck(f *testing.F) {
 		f.Add([]byte(s), []byte(`{"a":{"a":[1,"x"]}}`))
 	}
 	f.Fuzz(func(t *testing.T, schema, args []byte) {
-		if check, err := compile(schema); err == nil {
+		if check, err := compile(schema, newRoom()); err == nil {
 			_ = check(args)
 		}
 	})
+}
+
+// What a schema is held against is read as strictly as everything else, its numbers
+// besides.
+func TestDecode(t *testing.T) {
+	for _, s := range append(oddities, `1e400`, `1e401`, `-1e-401`, `[1e99999999999]`, `{"a":[0,{"b":1E+401}]}`, `{"a":1e5,"a":1e5}`, `{"a":1e400} `, `{"a":1e400}1`, strings.Repeat("1", 400), strings.Repeat("1", 401)) {
+		want := jsontext.Value(s).IsValid()
+		for d := jsontext.NewDecoder(strings.NewReader(s)); ; {
+			token, err := d.ReadToken()
+			if err != nil {
+				break
+			}
+			want = want && (token.Kind() != '0' || sizeable(token.String()))
+		}
+		if _, err := decode([]byte(s)); (err == nil) != want {
+			t.Errorf("%.100q: %v", s, err)
+		}
+	}
 }

@@ -68,7 +68,7 @@ type Server struct {
 	Meta        []string      // _meta keys of the agent's that are let through
 	Class       string        // of the credential it needs; empty when it needs none
 	TargetArg   string        // argument that names the object touched
-	Refresh     time.Duration // how often it is asked what it offers anyway; zero: 60 s, and 10 min for a child or where listing takes a credential
+	Refresh     time.Duration // how often it is asked what it offers anyway; zero: 60 s, and 10 min where listing takes a credential
 
 	// Where its URL may lead. A name is held against these at each connection; one
 	// that says that it is on this machine may be there, and no other may.
@@ -105,6 +105,10 @@ type Config struct {
 	// Changed is called when agents may see other definitions though no server
 	// changed any: one was accepted, here or on another replica. Nil: nobody is told.
 	Changed func()
+	// Completed is called when a legacy server says, beside its calls, that the user of
+	// an agent's session is done with a page that it sent them to; the elicitation's id
+	// is the server's. It must not block. Nil: nobody is told.
+	Completed func(session, elicitation string)
 
 	Recorder gateway.Recorder // of what servers and their tools do; nil: nobody
 	Logger   *slog.Logger     // nil: nowhere
@@ -124,11 +128,13 @@ type Servers struct {
 	pace     pace
 	servers  map[string]*server
 	spaces   map[string]string // of URIs, and whose each is
+	prefixes map[string]bool   // of names
 	feeds    []*feed
 	pins     *pins
 	pool     *pool
 	launcher *launcher // nil without children
-	scratch  string    // folder for children that were given none; removed by Close
+	ration   *ration
+	scratch  string // folder for children that were given none; removed by Close
 
 	mu   sync.Mutex      // orders publications
 	told map[string]bool // clashes of aliases that are on record
@@ -155,12 +161,16 @@ type server struct {
 	version   string
 	space     string            // before its URIs, as agents see them; empty: they see its own
 	spaces    map[string]string // of all servers: space to name; not written once New is done
+	prefixes  map[string]bool   // likewise, before names
 	transport *http.Transport   // nil of a child
+	blank     *http.Request     // to its URL, for copies; nil of a child
+	agent     []string          // what we say that we are, in HTTP
 	breaker   *breaker
 	ids       atomic.Int64
 	era       atomic.Int32
 	feeds     []*feed
 	tidy      func(func())
+	completed func(session, elicitation string) // nil: nobody is told
 	pins      *pins
 	uid       *syscall.Credential // whom the child runs as; nil: as we do
 	log       *slog.Logger
@@ -170,9 +180,12 @@ var (
 	_        gateway.Servers     = (*Servers)(nil)
 	_        gateway.Definitions = (*Servers)(nil)
 	idShape                      = regexp.MustCompile(`^[a-z0-9-]{1,64}$`)
-	headerOK                     = regexp.MustCompile(`^[A-Za-z0-9-]{1,64}$`)
+	headerOK                     = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}$`)
 	prefixOK                     = regexp.MustCompile(`^[A-Za-z0-9_.-]{0,64}$`)
 )
+
+// ownPrefix is before the names of what the gateway itself offers.
+const ownPrefix = "toolbroker__"
 
 // New checks the configuration and makes the parts. It reaches for no server:
 // [Servers.Run] does. What New made must be closed.
@@ -182,9 +195,9 @@ func New(c Config) (*Servers, error) {
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
-	s := &Servers{config: c, log: c.Logger, pace: usualPace, servers: map[string]*server{}, told: map[string]bool{}, spaces: map[string]string{}, ready: make(chan struct{})}
+	s := &Servers{config: c, log: c.Logger, pace: usualPace, servers: map[string]*server{}, told: map[string]bool{}, spaces: map[string]string{}, prefixes: map[string]bool{ownPrefix: true}, ration: newRation(), ready: make(chan struct{})}
 	s.stopped, s.stop = context.WithCancel(context.Background())
-	s.pool = &pool{links: map[key]*pooled{}, ended: map[[2]string]time.Time{}, ending: map[[2]string][]*pooled{}, stale: 30 * time.Second, asks: asks, stopped: s.stopped.Done(), tidy: s.background}
+	s.pool = &pool{links: map[key]*pooled{}, ended: map[life]time.Time{}, ending: map[life][]*pooled{}, stale: 30 * time.Second, asks: asks, stopped: s.stopped.Done(), tidy: s.background}
 	s.view.Store(&map[string]*catalogue{})
 	var err error
 	if s.pins, err = newPins(s); err != nil {
@@ -213,7 +226,7 @@ func New(c Config) (*Servers, error) {
 }
 
 func (s *Servers) prepare(conf Server) (*server, error) {
-	srv := &server{Server: conf, version: s.config.Version, spaces: s.spaces, breaker: &breaker{cools: cools}, tidy: s.background, pins: s.pins, log: s.log}
+	srv := &server{Server: conf, version: s.config.Version, spaces: s.spaces, prefixes: s.prefixes, breaker: &breaker{cools: cools}, tidy: s.background, completed: s.config.Completed, pins: s.pins, log: s.log}
 	srv.Protocol = cmp.Or(conf.Protocol, Auto)
 	srv.Trust = cmp.Or(conf.Trust, FirstUse)
 	srv.Timeout = cmp.Or(conf.Timeout, 30*time.Second)
@@ -226,8 +239,8 @@ func (s *Servers) prepare(conf Server) (*server, error) {
 		srv.Tenants = s.config.Tenants
 	}
 	usual := time.Minute
-	if len(conf.Command) > 0 || conf.Class != "" && s.config.Discovery != nil {
-		usual = 10 * time.Minute // a listing costs a process, or a credential's whole life on record
+	if conf.Class != "" && s.config.Discovery != nil {
+		usual = 10 * time.Minute // a listing costs a credential's whole life on record
 	}
 	srv.Refresh = cmp.Or(conf.Refresh, usual)
 	// Ids of two replicas should not meet at a server that mixes up its callers.
@@ -237,7 +250,7 @@ func (s *Servers) prepare(conf Server) (*server, error) {
 	switch {
 	case !idShape.MatchString(conf.Name):
 		return nil, errors.New("a name is made of a-z, 0-9 and -")
-	case conf.Name == "toolbroker":
+	case conf.Name == "toolbroker", strings.HasPrefix(srv.prefix, ownPrefix):
 		return nil, errors.New("this name is reserved")
 	case s.servers[conf.Name] != nil:
 		return nil, errors.New("there are two of this name")
@@ -255,7 +268,7 @@ func (s *Servers) prepare(conf Server) (*server, error) {
 		return nil, fmt.Errorf("its resources would have the same names as those of server %q", s.spaces[spaceOf(conf.Name)])
 	case !validKey(conf.IdempotencyMeta) || conf.IdempotencyHeader != "" && !headerOK.MatchString(conf.IdempotencyHeader):
 		return nil, errors.New("the name of its idempotency key is no good")
-	case strings.HasPrefix(strings.ToLower(conf.IdempotencyHeader), "mcp-") || slices.Contains(reserved, strings.ToLower(conf.IdempotencyHeader)):
+	case strings.HasPrefix(dashed(conf.IdempotencyHeader), "mcp-") || slices.Contains(reserved, dashed(conf.IdempotencyHeader)):
 		return nil, errors.New("the header of its idempotency key means something else")
 	case conf.IdempotencyHeader != "" && conf.URL == "":
 		return nil, errors.New("an idempotency header is of servers with a URL")
@@ -266,6 +279,7 @@ func (s *Servers) prepare(conf Server) (*server, error) {
 	case (conf.URL == "") == (len(conf.Command) == 0):
 		return nil, errors.New("it needs a URL or a command, and not both")
 	}
+	s.prefixes[srv.prefix] = true
 	if srv.prefix != "" {
 		srv.space = spaceOf(conf.Name)
 		s.spaces[srv.space] = conf.Name
@@ -282,6 +296,9 @@ func (s *Servers) prepare(conf Server) (*server, error) {
 // reserved are headers that say what a request is, or who sends it.
 var reserved = []string{"accept", "authorization", "connection", "content-length", "content-type", "cookie", "dpop", "host", "last-event-id",
 	"origin", "proxy-authorization", "te", "transfer-encoding", "upgrade", "user-agent"}
+
+// dashed is a header's name as some servers read it, to whom _ and - are one.
+func dashed(name string) string { return strings.ReplaceAll(strings.ToLower(name), "_", "-") }
 
 // validKey refuses a name of idempotency that is ours or MCP's to say.
 func validKey(name string) bool {
@@ -303,6 +320,10 @@ func (s *Servers) prepareURL(srv *server) error {
 	}
 	srv.kind = overHTTP
 	srv.addr = (&url.URL{Scheme: u.Scheme, Host: u.Host, Path: u.Path}).String()
+	if srv.blank, err = http.NewRequest("", srv.URL, nil); err != nil {
+		return errors.New("its URL is not one that a request can be sent to")
+	}
+	srv.agent = []string{"toolbroker/" + srv.version}
 	srv.transport, err = s.transport(srv, u)
 	return err
 }
@@ -371,6 +392,7 @@ func (s *Servers) Run(ctx context.Context) error {
 	defer cancel()
 	defer context.AfterFunc(s.stopped, cancel)()
 	var all sync.WaitGroup
+	defer s.sum(true)
 	defer all.Wait()
 	for _, f := range s.feeds {
 		for _, why := range f.s.unsafe() {
@@ -399,6 +421,10 @@ func (s *Servers) Run(ctx context.Context) error {
 		select {
 		case <-sweep.C:
 			s.pool.sweep(s.config.Idle)
+			s.sum(false)
+			if s.launcher != nil { // what was left behind may have ended since
+				s.launcher.clear(nil)
+			}
 		case <-ctx.Done():
 			return nil
 		}
@@ -471,6 +497,7 @@ func (s *Servers) Resolve(tenant string, of gateway.Sort, alias string) (gateway
 // publish takes a feed's new listing into its tenants' catalogues.
 func (s *Servers) publish(f *feed, found *listing) {
 	s.pins.settle(f, found.all(), f.current == nil)
+	s.pins.tellUnfit(f, found.unfit)
 	for _, c := range s.swap(f, found) {
 		s.log.Warn("tool withheld: another has the same alias", "tenant", c.tenant, "server", c.tool.Server, "tool", c.tool.Name)
 		s.record(c.tenant, gateway.Fact{Type: audit.ToolsChanged, Tool: &c.tool, Detail: "withheld: another tool has the same alias"})
@@ -520,7 +547,12 @@ func (s *Servers) record(tenant string, facts ...gateway.Fact) {
 	if s.config.Recorder == nil || len(facts) == 0 {
 		return
 	}
-	facts = slices.Clone(facts)
+	if facts = s.ration.cut(tenant, facts); len(facts) > 0 {
+		s.write(tenant, facts)
+	}
+}
+
+func (s *Servers) write(tenant string, facts []gateway.Fact) {
 	for i := range facts {
 		facts[i].Tenant = tenant
 	}
@@ -528,6 +560,16 @@ func (s *Servers) record(tenant string, facts ...gateway.Fact) {
 	defer cancel()
 	if err := s.config.Recorder.Record(ctx, facts...); err != nil {
 		s.log.Error("a fact about a server is not on record", "type", facts[0].Type, "err", err)
+	}
+}
+
+// sum puts on record how much was not written of hours that are over.
+func (s *Servers) sum(all bool) {
+	if s.config.Recorder == nil {
+		return
+	}
+	for tenant, facts := range s.ration.over(all) {
+		s.write(tenant, facts)
 	}
 }
 
@@ -540,5 +582,27 @@ func (srv *server) asTool() *gateway.Tool {
 // sent. It returns when its sessions and children are gone or ctx ends. A server
 // that does not say that it ended a session is asked for a minute.
 func (s *Servers) EndTask(ctx context.Context, tenant, task string) gateway.LinkEnds {
-	return s.pool.endTask(ctx, tenant, task)
+	ends, _ := s.pool.end(ctx, life{tenant: tenant, task: task})
+	return ends
+}
+
+// EndSession implements [gateway.Servers]. It returns when all is gone or ctx ends,
+// as EndTask does.
+func (s *Servers) EndSession(ctx context.Context, session string) (gateway.Owner, gateway.LinkEnds) {
+	if session == "" { // what has none is nobody's session
+		return gateway.Owner{}, gateway.LinkEnds{}
+	}
+	ends, of := s.pool.end(ctx, life{session: session})
+	return gateway.Owner{Tenant: of.tenant, Task: of.task, Principal: of.principal}, ends
+}
+
+// Hear implements [gateway.Servers].
+func (s *Servers) Hear(ctx context.Context, n gateway.News) {
+	for _, l := range s.pool.of(n.Session) {
+		s.background(func() {
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), l.at().s.Timeout)
+			defer cancel()
+			l.at().hears(ctx, l, n)
+		})
+	}
 }

@@ -2,6 +2,7 @@ package servers
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -251,6 +252,71 @@ func TestForgottenSessions(t *testing.T) {
 	if n := f.count("tools/call"); n != 4 {
 		t.Errorf("four calls were sent %d times", n)
 	}
+}
+
+// What carries a key of idempotency net/http would send again where a connection breaks
+// that was used before.
+func TestACallWithAKeyIsSentOnce(t *testing.T) {
+	for _, header := range []string{"Idempotency-Key", "X-Idempotency-Key", "My-Key"} {
+		breaks, keys := new(atomic.Bool), make(chan string, 9)
+		f := &fake{modern: true, call: func(w http.ResponseWriter, r *http.Request, m fakeMessage) {
+			keys <- r.Header.Get(header)
+			if breaks.Load() {
+				c, _, _ := w.(http.Hijacker).Hijack()
+				c.Close()
+				return
+			}
+			says(contentJSON, `{"jsonrpc":"2.0","id":ID,"result":{"content":[]}}`)(w, r, m)
+		}}
+		s, _ := start(t, Config{Servers: []Server{{Name: "x", URL: f.serve(t), IdempotencyHeader: header}}})
+		if _, err := forward(t, s, "x__act", `{}`); err != nil {
+			t.Fatal(err)
+		}
+		breaks.Store(true)
+		if _, err := forward(t, s, "x__act", `{}`); err == nil || errors.Is(err, gateway.ErrNotSent) {
+			t.Errorf("the server may have run it, but: %v", err)
+		}
+		if n := f.count("tools/call"); n != 2 {
+			t.Errorf("two calls were sent %d times", n)
+		}
+		if key := <-keys; len(key) != 32 {
+			t.Errorf("the server reads the key %q in %s", key, header)
+		}
+	}
+}
+
+// A request goes out in one piece: two are two packets, and twice the work for both
+// sides.
+func TestARequestIsWrittenOnce(t *testing.T) {
+	f := &fake{modern: true}
+	s, err := New(Config{Tenants: []string{"a"}, Servers: []Server{{Name: "x", URL: f.serve(t)}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close(context.Background())
+	srv := s.servers["x"]
+	writes := new(atomic.Int64)
+	dial := srv.transport.DialContext
+	srv.transport.DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
+		c, err := dial(ctx, network, address)
+		return &countedWrites{c, writes}, err
+	}
+	for n := range int64(3) {
+		m, err := newWeb(srv, nil, true).do(t.Context(), call{method: gateway.MethodCall, params: json.RawMessage(`{"name":"act"}`)})
+		if err != nil || m.result == nil || writes.Load() != n+1 {
+			t.Fatalf("%d requests took %d writes; %v", n+1, writes.Load(), err)
+		}
+	}
+}
+
+type countedWrites struct {
+	net.Conn
+	n *atomic.Int64
+}
+
+func (c *countedWrites) Write(b []byte) (int, error) {
+	c.n.Add(1)
+	return c.Conn.Write(b)
 }
 
 func TestASessionThatCannotBeOpenedMeansNotSent(t *testing.T) {

@@ -57,16 +57,16 @@ func (s *server) connect(ctx context.Context, lease gateway.Lease) (*spool, erro
 }
 
 // sameOrigin resolves the address that a stream named.
-func sameOrigin(base, address string) (string, error) {
+func sameOrigin(base, address string) (*url.URL, error) {
 	b, err := url.Parse(base)
 	if err != nil {
-		return "", errRubbish
+		return nil, errRubbish
 	}
 	u, err := b.Parse(address)
 	if err != nil || u.Scheme != b.Scheme || u.Host != b.Host || u.User != nil || u.Fragment != "" {
-		return "", unusable("the server names an address for messages that is not its own")
+		return nil, unusable("the server names an address for messages that is not its own")
 	}
-	return u.String(), nil
+	return u, nil
 }
 
 // read reads the stream until it ends.

@@ -7,11 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"mime"
 	"net"
 	"net/http"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/go-json-experiment/json/jsontext"
@@ -29,7 +27,10 @@ func (w *web) attend(ctx context.Context) error {
 	if w.modern {
 		return nil
 	}
-	w.opens.Do(func() { w.s.tidy(w.keep) })
+	w.opens.Do(func() {
+		w.s.tidy(w.keep)
+		time.AfterFunc(standing, w.stood) // some servers say nothing before they have something to say
+	})
 	select {
 	case <-w.stands:
 	case <-ctx.Done():
@@ -41,12 +42,11 @@ func (w *web) attend(ctx context.Context) error {
 // keep keeps that stream open for as long as the session lasts. A server that has
 // none is not asked again.
 func (w *web) keep() {
-	stands := sync.OnceFunc(func() { close(w.stands) })
-	defer stands()
+	defer w.stood()
 	e := &events{limit: w.s.MaxResponse, every: time.Minute}
 	for n := 0; w.life.Err() == nil && !w.gone.Load(); n++ {
 		resp, err := w.get(w.life, e.last)
-		stands()
+		w.stood()
 		if errors.Is(err, errNotOffered) {
 			break
 		}
@@ -74,6 +74,9 @@ func (w *web) keep() {
 func (w *web) beside(m message) error {
 	if m.response() {
 		return unusable("the server answered something that nobody asked")
+	}
+	if w.forAgent(m, w.post) {
+		return nil
 	}
 	var h *hearing
 	if found := w.whose(m); found != nil {
@@ -139,13 +142,13 @@ func (w *web) subscribe(ctx context.Context, to filter) (*http.Response, error) 
 	if err != nil {
 		return nil, err
 	}
-	r.Header.Set(mcp.HeaderProtocolVersion, mcp.ProtocolVersion20260728)
+	r.Header[mcp.HeaderProtocolVersion] = isModern
 	r.Header.Set(mcp.HeaderMethod, "subscriptions/listen")
 	resp, err := w.send(ctx, r, u)
 	if err != nil {
 		return nil, err
 	}
-	if kind, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type")); resp.StatusCode != http.StatusOK || kind != contentSSE {
+	if kind := kindOf(resp); resp.StatusCode != http.StatusOK || kind != contentSSE {
 		resp.Body.Close()
 		return nil, errNotOffered
 	}
@@ -186,6 +189,8 @@ func (w *web) follow(ctx context.Context, body io.Reader, id int64, c call) (mes
 // meanwhile deals with what the server says in the stream of a call of ours.
 func (w *web) meanwhile(m message, h *hearing) error {
 	switch {
+	case h == nil && !w.modern && w.forAgent(m, w.post): // of a request of our own
+		return nil
 	case m.method == "notifications/progress" || m.method == "notifications/message":
 		if h != nil {
 			return h.note(m)
@@ -239,7 +244,7 @@ func (w *web) get(ctx context.Context, last string) (*http.Response, error) {
 	if err != nil {
 		return nil, err
 	}
-	r.Header.Set("Accept", contentSSE)
+	r.Header["Accept"] = acceptsSSE
 	if last != "" {
 		r.Header.Set("Last-Event-ID", last)
 	}
@@ -247,7 +252,7 @@ func (w *web) get(ctx context.Context, last string) (*http.Response, error) {
 	if err != nil {
 		return nil, err
 	}
-	if kind, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type")); resp.StatusCode != http.StatusOK || kind != contentSSE {
+	if kind := kindOf(resp); resp.StatusCode != http.StatusOK || kind != contentSSE {
 		resp.Body.Close()
 		return nil, errNotOffered
 	}

@@ -221,7 +221,7 @@ func TestSameOrigin(t *testing.T) {
 		"http://[::1":         "",
 	} {
 		got, err := sameOrigin("http://h:1/a/sse", address)
-		if got != want || (err == nil) != (want != "") {
+		if (err == nil) != (want != "") || err == nil && got.String() != want {
 			t.Errorf("%s is %s, %v", address, got, err)
 		}
 	}
@@ -324,5 +324,18 @@ func TestAServerThatChangesItsEra(t *testing.T) {
 	s, _ = start(t, Config{Servers: []Server{{Name: "x", URL: f.serve(t), Refresh: time.Hour}}})
 	if _, err := forward(t, s, "x__act", `{}`); !errors.Is(err, gateway.ErrNotSent) || f.count("tools/call") != 2 {
 		t.Errorf("%v, sent %d times", err, f.count("tools/call"))
+	}
+}
+
+// What a legacy link answers in that code is an error like any other, whatever the
+// server speaks by now: the call may have been done, and is not sent again.
+func TestALegacyAnswerIsNoChangeOfEra(t *testing.T) {
+	for e, moved := range map[era]bool{modernEra: true, legacyEra: false} {
+		srv := &server{Server: Server{Name: "x"}}
+		srv.era.Store(int32(modernEra))
+		r, err := srv.answer(gateway.Forward{}, e, message{fault: json.RawMessage(`{"code":-32022,"message":"no"}`)})
+		if errors.Is(err, errMoved) != moved || (r.Error == nil) != moved {
+			t.Errorf("era %v: %s, %v", e, r.Error, err)
+		}
 	}
 }

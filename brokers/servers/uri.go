@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/url"
 	"regexp"
 	"slices"
@@ -106,7 +107,7 @@ func goodText(s string) error {
 }
 
 // goodTemplate compiles a template (RFC 6570) into what its URIs look like.
-func goodTemplate(template string) (covers *regexp.Regexp, err error) {
+func goodTemplate(template string, r *room) (covers *regexp.Regexp, err error) {
 	defer func() {
 		if recover() != nil {
 			covers, err = nil, errors.New("its URI template does not compile")
@@ -118,6 +119,11 @@ func goodTemplate(template string) (covers *regexp.Regexp, err error) {
 	if !anyScheme.MatchString(template) {
 		return nil, errors.New("its URI template does not begin with a scheme") // which says whose name space it is in
 	}
+	size := 64 + 8*len(template) // about, of what it becomes
+	if size > r.patterns {
+		return nil, fmt.Errorf("its URI template %w", errTooMuch)
+	}
+	r.patterns -= size
 	t, err := uritemplate.New(template)
 	if err != nil {
 		return nil, errors.New("its URI template is not one of RFC 6570")
@@ -131,30 +137,39 @@ type edit struct {
 	with    []byte
 }
 
-// rename puts a server's URIs into its name space wherever a result names one:
-// contents, blocks that embed or link a resource, and the same in a task's result.
-// Every other byte stays. What is no URI of ours to rename is its own affair.
-func (s *server) rename(result json.RawMessage) json.RawMessage {
-	if s.space == "" || !bytes.Contains(result, []byte("uri")) && !bytes.Contains(result, []byte(`\u`)) {
-		return result
+// own is a result as agents read it: a server's URIs are in its name space wherever
+// the result names one, in contents, in blocks that embed or link a resource, and
+// in the same of a task's result; keys in ours are gone from its _meta. Every other
+// byte stays. What is no URI of ours to rename is its own affair.
+func (s *server) own(m message) json.RawMessage {
+	r := renamer{space: []byte(s.space)}
+	r.scrub(&m.tree, m.at)
+	if s.space != "" {
+		r.result(&m.tree, m.at)
 	}
-	r := renamer{space: s.space}
-	r.result(result, 0)
-	return r.apply(result)
+	if len(r.edits) == 0 {
+		return m.result
+	}
+	n := &m.tree.nodes[m.at]
+	return r.apply(m.tree.text, n.at, n.end)
 }
 
-func (r *renamer) apply(raw json.RawMessage) json.RawMessage {
+// apply returns what stands between at and end in raw, edited.
+func (r *renamer) apply(raw []byte, at, end int) json.RawMessage {
 	if len(r.edits) == 0 {
-		return raw
+		return raw[at:end:end]
 	}
 	slices.SortFunc(r.edits, func(a, b edit) int { return a.at - b.at })
-	out := make([]byte, 0, len(raw)+len(r.edits)*len(r.space))
-	last := 0
+	size := end - at
 	for _, e := range r.edits {
-		out = append(append(out, raw[last:e.at]...), e.with...)
-		last = e.end
+		size += len(e.with) - (e.end - e.at)
 	}
-	return append(out, raw[last:]...)
+	out := make([]byte, 0, size)
+	for _, e := range r.edits {
+		out = append(append(out, raw[at:e.at]...), e.with...)
+		at = e.end
+	}
+	return append(out, raw[at:end]...)
 }
 
 // renameFault does the same to the URI that an error's data names.
@@ -162,9 +177,9 @@ func (s *server) renameFault(fault json.RawMessage) json.RawMessage {
 	if s.space == "" {
 		return fault
 	}
-	r := renamer{space: s.space}
-	inside(fault, 0, "data", r.uri)
-	return r.apply(fault)
+	r := renamer{space: []byte(s.space)}
+	inside(fault, 0, "data", func(data []byte, at int) { r.member(data, at, "uri") })
+	return r.apply(fault, 0, len(fault))
 }
 
 // renameUI does the same to what a tool's definition says of its user interface (MCP
@@ -173,12 +188,12 @@ func (s *server) renameUI(definition json.RawMessage) json.RawMessage {
 	if s.space == "" || !bytes.Contains(definition, []byte("resourceUri")) && !bytes.Contains(definition, []byte(`\u`)) {
 		return definition
 	}
-	r := renamer{space: s.space}
+	r := renamer{space: []byte(s.space)}
 	inside(definition, 0, "_meta", func(meta []byte, at int) {
 		r.member(meta, at, "ui/resourceUri")
 		inside(meta, at, "ui", func(ui []byte, at int) { r.member(ui, at, "resourceUri") })
 	})
-	return r.apply(definition)
+	return r.apply(definition, 0, len(definition))
 }
 
 // inside hands on an object's member of that name, and where it stands.
@@ -191,72 +206,98 @@ func inside(object []byte, base int, name string, f func([]byte, int)) {
 	}
 }
 
-// A renamer collects edits; base is where what it is given stands in the whole.
+// A renamer collects edits.
 type renamer struct {
-	space string
+	space []byte // that holds nothing to escape
 	edits []edit
 }
 
-func (r *renamer) result(object []byte, base int) {
-	all, _ := members(object)
-	for _, m := range all {
-		switch at := base + m.at; m.name {
+// scrub deletes keys in our name space from a result's _meta, as [scrub] does.
+func (r *renamer) scrub(t *tree, result int) {
+	meta := t.find(result, "_meta")
+	if meta == 0 {
+		return
+	}
+	var kept [][]byte
+	gone := false
+	for m := range t.inside(meta, '{') {
+		if bytes.HasPrefix(t.name(m), []byte(ours)) {
+			gone = true
+		} else {
+			kept = append(kept, t.text[t.nodes[m].name:t.nodes[m].end])
+		}
+	}
+	if gone {
+		with := slices.Concat([]byte("{"), bytes.Join(kept, []byte(",")), []byte("}"))
+		r.edits = append(r.edits, edit{t.nodes[meta].at, t.nodes[meta].end, with})
+	}
+}
+
+func (r *renamer) result(t *tree, result int) {
+	for m := range t.inside(result, '{') {
+		switch string(t.name(m)) {
 		case "contents":
-			each(m.value, at, r.uri)
-		case "content":
-			r.blocks(m.value, at)
-		case "messages":
-			each(m.value, at, func(message []byte, at int) { inside(message, at, "content", r.blocks) })
-		case "result":
-			if jsontext.Value(m.value).Kind() == '{' {
-				r.result(m.value, at)
+			for part := range t.inside(m, '[') {
+				r.uri(t, part)
 			}
+		case "content":
+			r.blocks(t, m)
+		case "messages":
+			for part := range t.inside(m, '[') {
+				if content := t.find(part, "content"); content != 0 {
+					r.blocks(t, content)
+				}
+			}
+		case "result":
+			r.result(t, m)
 		}
 	}
 }
 
 // blocks are one or many.
-func (r *renamer) blocks(value []byte, base int) {
-	if jsontext.Value(value).Kind() == '[' {
-		each(value, base, r.block)
-	} else {
-		r.block(value, base)
+func (r *renamer) blocks(t *tree, i int) {
+	if t.kind(i) != '[' {
+		r.block(t, i)
+	}
+	for part := range t.inside(i, '[') {
+		r.block(t, part)
 	}
 }
 
-func (r *renamer) block(block []byte, base int) {
-	all, _ := members(block)
-	for _, m := range all {
-		if m.name != "type" {
-			continue
-		}
-		switch kind, _ := word(m.value); kind {
-		case "resource_link":
-			r.uri(block, base)
-		case "resource":
-			inside(block, base, "resource", r.uri)
+func (r *renamer) block(t *tree, block int) {
+	kind := t.find(block, "type")
+	if kind == 0 {
+		return
+	}
+	switch {
+	case t.says(kind, "resource_link"):
+		r.uri(t, block)
+	case t.says(kind, "resource"):
+		if i := t.find(block, "resource"); i != 0 {
+			r.uri(t, i)
 		}
 	}
 }
 
 // uri renames an object's uri.
-func (r *renamer) uri(object []byte, base int) { r.member(object, base, "uri") }
+func (r *renamer) uri(t *tree, object int) {
+	if i := t.find(object, "uri"); i != 0 {
+		r.value(t.value(i), t.nodes[i].at)
+	}
+}
 
-func (r *renamer) member(object []byte, base int, name string) {
-	all, _ := members(object)
-	for _, m := range all {
-		if uri, ok := word(m.value); ok && m.name == name {
-			if quoted, err := jsontext.AppendQuote(nil, r.space+uri); err == nil {
-				r.edits = append(r.edits, edit{base + m.at, base + m.end, quoted})
-			}
+// value renames a URI that stands at a place.
+func (r *renamer) value(value json.RawMessage, at int) {
+	if value[0] == '"' && bytes.IndexByte(value, '\\') < 0 {
+		r.edits = append(r.edits, edit{at + 1, at + 1, r.space}) // the rest is written as it would be
+	} else if uri, ok := word(value); ok {
+		if quoted, err := jsontext.AppendQuote(nil, string(r.space)+uri); err == nil {
+			r.edits = append(r.edits, edit{at, at + len(value), quoted})
 		}
 	}
 }
 
-// each hands on the elements of an array and where they stand.
-func each(array []byte, base int, f func([]byte, int)) {
-	all, _ := elements(array)
-	for _, m := range all {
-		f(m.value, base+m.at)
-	}
+// member renames what an object's member of that name says.
+func (r *renamer) member(object []byte, base int, name string) {
+	inside(object, base, name, func(value []byte, at int) { r.value(value, at) })
 }

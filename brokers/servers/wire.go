@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
-	"io"
 	"slices"
 	"strconv"
 	"strings"
@@ -36,6 +35,9 @@ type message struct {
 	params json.RawMessage
 	result json.RawMessage // an object, or nil
 	fault  json.RawMessage // the error object, or nil
+
+	tree tree // of all of it
+	at   int  // of result in there
 }
 
 func (m message) response() bool     { return m.method == "" }
@@ -52,57 +54,28 @@ type member struct {
 // members splits a JSON object at its top level. Everything below is checked
 // too: duplicate names and invalid UTF-8, at any depth, are errors.
 func members(object []byte) ([]member, error) {
-	d := jsontext.NewDecoder(bytes.NewBuffer(object)) // decodes in place, so that values alias object
-	if t, err := d.ReadToken(); err != nil || t.Kind() != '{' {
+	t, end, ok := scan(object, false)
+	if !ok || space(object, end) != len(object) || t.kind(0) != '{' {
 		return nil, errRubbish
 	}
-	var all []member
-	for d.PeekKind() != '}' {
-		name, err := d.ReadToken()
-		if err != nil {
-			return nil, errRubbish
-		}
-		m := member{name: name.String()}
-		// The name as written is behind the offset; its start is found from its
-		// last quote, as no name holds an unescaped one.
-		end := int(d.InputOffset())
-		m.start = openingQuote(object, end)
-		value, err := d.ReadValue()
-		if err != nil {
-			return nil, errRubbish
-		}
-		m.end = int(d.InputOffset())
-		m.at = m.end - len(value)
-		m.value = object[m.at:m.end:m.end]
-		all = append(all, m)
-	}
-	if _, err := d.ReadToken(); err != nil {
-		return nil, errRubbish
-	}
-	if _, err := d.ReadToken(); err != io.EOF {
-		return nil, errRubbish
+	all := make([]member, 0, len(t.nodes)-1)
+	for i := range t.inside(0, '{') {
+		n := &t.nodes[i]
+		all = append(all, member{name: string(t.name(i)), start: n.name, end: n.end, at: n.at, value: t.value(i)})
 	}
 	return all, nil
 }
 
 // elements splits a JSON array, as members does an object.
 func elements(array []byte) ([]member, error) {
-	d := jsontext.NewDecoder(bytes.NewBuffer(array))
-	if t, err := d.ReadToken(); err != nil || t.Kind() != '[' {
+	t, _, ok := scan(array, false)
+	if !ok || t.kind(0) != '[' {
 		return nil, errRubbish
 	}
-	var all []member
-	for d.PeekKind() != ']' {
-		value, err := d.ReadValue()
-		if err != nil {
-			return nil, errRubbish
-		}
-		end := int(d.InputOffset())
-		at := end - len(value)
-		all = append(all, member{start: at, end: end, at: at, value: array[at:end:end]})
-	}
-	if _, err := d.ReadToken(); err != nil {
-		return nil, errRubbish
+	all := make([]member, 0, len(t.nodes)-1)
+	for i := range t.inside(0, '[') {
+		n := &t.nodes[i]
+		all = append(all, member{start: n.at, end: n.end, at: n.at, value: t.value(i)})
 	}
 	return all, nil
 }
@@ -112,80 +85,59 @@ func word(value json.RawMessage) (string, bool) {
 	if jsontext.Value(value).Kind() != '"' {
 		return "", false
 	}
+	if bytes.IndexByte(value, '\\') < 0 && value[0] == '"' {
+		return string(value[1 : len(value)-1]), true
+	}
 	s, err := jsontext.AppendUnquote(nil, value)
 	return string(s), err == nil
 }
 
 // object reports whether raw is a JSON object that every decoder reads alike.
 func object(raw json.RawMessage) bool {
-	return jsontext.Value(raw).Kind() == '{' && jsontext.Value(raw).IsValid()
-}
-
-// openingQuote finds where the string that ends before end begins.
-func openingQuote(b []byte, end int) int {
-	for i := end - 2; i >= 0; i-- {
-		if b[i] != '"' {
-			continue
-		}
-		slashes := 0
-		for j := i - 1; j >= 0 && b[j] == '\\'; j-- {
-			slashes++
-		}
-		if slashes%2 == 0 {
-			return i
-		}
-	}
-	return 0
+	end, _, ok := pass(raw, nil)
+	return ok && space(raw, end) == len(raw) && raw[space(raw, 0)] == '{'
 }
 
 // parse reads one message, strictly.
 func parse(frame []byte) (message, error) {
-	all, err := members(frame)
-	if err != nil {
-		return message{}, err
+	t, ok := read(frame)
+	if !ok || t.kind(0) != '{' {
+		return message{}, errRubbish
 	}
-	var m message
+	m := message{tree: t}
 	var version, hasMethod bool
-	for _, f := range all {
-		kind := jsontext.Value(f.value).Kind()
-		switch f.name {
+	for i := range t.inside(0, '{') {
+		kind, value := t.kind(i), t.value(i)
+		switch string(t.name(i)) {
 		case "jsonrpc":
-			version = string(f.value) == `"2.0"`
+			version = string(value) == `"2.0"`
 		case "id":
-			if kind != '"' && kind != '0' && kind != 'n' {
+			if kind != '"' && kind != '-' && (kind < '0' || kind > '9') && kind != 'n' {
 				return message{}, errRubbish
 			}
-			m.id = f.value
+			m.id = value
 		case "method":
-			if kind != '"' {
+			name, ok := t.word(i)
+			if !ok || name == "" {
 				return message{}, errRubbish
 			}
-			name, err := jsontext.AppendUnquote(nil, f.value)
-			if err != nil || len(name) == 0 {
-				return message{}, errRubbish
-			}
-			m.method, hasMethod = string(name), true
+			m.method, hasMethod = name, true
 		case "params":
-			m.params = f.value
+			m.params = value
 		case "result":
 			if kind != '{' {
 				return message{}, errRubbish
 			}
-			m.result = f.value
+			m.result, m.at = value, i
 		case "error":
-			if !validFault(f.value) {
+			if !validFault(value) {
 				return message{}, errRubbish
 			}
-			m.fault = f.value
+			m.fault = value
 		}
 	}
-	answers := 0
-	for _, part := range []json.RawMessage{m.result, m.fault} {
-		if part != nil {
-			answers++
-		}
-	}
-	if !version || hasMethod == (answers > 0) || answers > 1 || answers == 1 && m.id == nil {
+	answered := m.result != nil || m.fault != nil
+	if !version || hasMethod == answered || m.result != nil && m.fault != nil || answered && m.id == nil {
 		return message{}, errRubbish
 	}
 	return m, nil
@@ -283,12 +235,9 @@ func scrub(raw json.RawMessage, where string) json.RawMessage {
 
 // depth is how deep a JSON value is nested.
 func depth(raw []byte) int {
-	most := 0
-	d := jsontext.NewDecoder(bytes.NewReader(raw), jsontext.AllowDuplicateNames(true))
-	for {
-		if _, err := d.ReadToken(); err != nil {
-			return most
-		}
-		most = max(most, d.StackDepth())
+	_, deep, ok := pass(raw, nil)
+	if !ok {
+		return 0
 	}
+	return deep
 }

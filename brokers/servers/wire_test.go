@@ -2,9 +2,12 @@ package servers
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 
@@ -248,20 +251,87 @@ func FuzzMembers(f *testing.F) {
 	})
 }
 
+// FuzzEvents holds the reader of streams to its limit, and to the slower one that it
+// took the place of, however the bytes come in. They may part where a server floods:
+// what it said before that is heard to the last whole line.
 func FuzzEvents(f *testing.F) {
-	f.Add([]byte("data: a\ndata: b\n\n: c\n\ndata\n\n"), int64(10))
-	f.Add([]byte("data: 12345678901\n\n"), int64(10))
-	f.Add([]byte("data: 123456\ndata: 123456\n\n"), int64(10))
-	f.Fuzz(func(t *testing.T, in []byte, limit int64) {
-		if limit < 1 || limit > 1<<20 {
+	f.Add([]byte("data: a\ndata: b\n\n: c\n\ndata\n\n"), int64(10), uint8(1))
+	f.Add([]byte("data: 12345678901\n\n"), int64(10), uint8(0))
+	f.Add([]byte("data: 123456\ndata: 123456\n\n"), int64(10), uint8(3))
+	f.Add([]byte("\ufeffevent: x\r\nid: 7\nretry: 5\ndata:"+strings.Repeat("x", 3000)+"\r\n\r\ndata:y\n\n"), int64(3000), uint8(2))
+	f.Add([]byte("data:"+strings.Repeat("x", 9000)+"\n\ndata:y\n\n"), int64(3000), uint8(0))
+	f.Add([]byte(strings.Repeat("data: some\n\n", 3000)), int64(3900), uint8(7))
+	f.Fuzz(func(t *testing.T, in []byte, limit int64, step uint8) {
+		if limit < 1 || limit > 4000 { // above that, the slower one gives lines a byte less where its buffer ends
 			return
 		}
-		e := events{limit: limit}
-		_ = e.read(bytes.NewReader(in), func(data []byte) (bool, error) {
+		var now, was []string
+		e, o := events{limit: limit}, slowEvents{limit: limit}
+		err := e.read(&steps{in, int(step)}, func(data []byte) (bool, error) {
 			if int64(len(data)) > limit {
 				t.Fatalf("gave %d bytes past a limit of %d", len(data), limit)
 			}
+			now = append(now, e.name+" "+e.last+" "+string(data))
 			return false, nil
 		})
+		want := o.read(&steps{in, int(step)}, func(data []byte) (bool, error) {
+			was = append(was, o.name+" "+o.last+" "+string(data))
+			return false, nil
+		})
+		if unfinished := len(in) - 1 - bytes.LastIndexByte(in, '\n'); err == errTooBig && want == errStreamEnded && int64(unfinished) > limit+16 {
+			want = err // no end of that line would have made it good
+		}
+		flood := int64(len(in)) > 2*limit+4096
+		if err != want || len(now) != len(was) && !(flood && len(now) > len(was)) || !slices.Equal(now[:len(was)], was) || !flood && e.retry != o.retry {
+			t.Fatalf("%q was\n%q, %v, and is\n%q, %v", in, was, want, now, err)
+		}
 	})
+}
+
+// steps reads a few bytes at a time; with 0, as many as there is room for.
+type steps struct {
+	rest []byte
+	step int
+}
+
+func (s *steps) Read(p []byte) (int, error) {
+	if len(s.rest) == 0 {
+		return 0, io.EOF
+	}
+	n := copy(p, s.rest[:min(len(s.rest), cmp.Or(s.step, len(s.rest)))])
+	s.rest = s.rest[n:]
+	return n, nil
+}
+
+// A stream is as good as what was said in it before the server flooded it.
+func TestAnEventBeforeAFloodIsHeard(t *testing.T) {
+	const limit = 10_000
+	for _, step := range []int{0, 1, 4096, 5000} {
+		heard := 0
+		e := events{limit: limit}
+		first := "data:" + strings.Repeat("x", 9000) + "\n\n"
+		err := e.read(&steps{[]byte(first + first + strings.Repeat(":\n", limit) + first), step}, func([]byte) (bool, error) { heard++; return false, nil })
+		if heard != 2 || err != errTooBig {
+			t.Errorf("by %d bytes %d events were heard, %v", step, heard, err)
+		}
+	}
+}
+
+// A body is taken whole or not at all, whatever its length is said to be.
+func TestBodies(t *testing.T) {
+	for _, c := range []struct {
+		body        string
+		hint, limit int64
+		whole       bool
+	}{
+		{"12345", 5, 5, true}, {"12345", 5, 4, false}, {"12345", -1, 5, true}, {"12345", -1, 4, false}, {"", 0, 4, true}, {"12345", 0, 5, true},
+		{"1234", 5, 9, false}, {"123456", 5, 9, false}, {"", 5, 9, false},
+	} {
+		for _, step := range []int{0, 1} {
+			got, err := readBody(&steps{[]byte(c.body), step}, c.hint, c.limit)
+			if (err == nil) != c.whole || c.whole && string(got) != c.body {
+				t.Errorf("%+v by %d: %q, %v", c, step, got, err)
+			}
+		}
+	}
 }

@@ -173,10 +173,10 @@ func TestForgedMail(t *testing.T) {
 		var heard []string
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
-		go a.Watch(ctx, func(_, request string, _ bool) {
+		go a.Watch(ctx, func(n gateway.News) {
 			mu.Lock()
 			defer mu.Unlock()
-			heard = append(heard, request)
+			heard = append(heard, n.Cancelled)
 		})
 		hears := func(what string) func() bool {
 			return func() bool {
@@ -185,8 +185,10 @@ func TestForgedMail(t *testing.T) {
 				return slices.Contains(heard, what)
 			}
 		}
-		redistest.Await(t, "it watches", func() bool { return a.Cancel(t.Context(), "s1", "awake") == nil && hears("awake")() })
-		if err := a.Cancel(t.Context(), "s1", "once"); err != nil {
+		redistest.Await(t, "it watches", func() bool {
+			return a.Tell(t.Context(), gateway.News{Session: "s1", Cancelled: "awake"}) == nil && hears("awake")()
+		})
+		if err := a.Tell(t.Context(), gateway.News{Session: "s1", Cancelled: "once"}); err != nil {
 			t.Fatal(err)
 		}
 		redistest.Await(t, "the letter comes", hears("once"))
@@ -196,23 +198,25 @@ func TestForgedMail(t *testing.T) {
 			s.Do(t, "XADD", mail, "*", "what", forged)
 		}
 		s.Do(t, "XADD", mail, "*", "nonsense", "x")
-		if err := a.Cancel(t.Context(), "s1", "after"); err != nil {
+		if err := a.Tell(t.Context(), gateway.News{Session: "s1", Cancelled: "after"}); err != nil {
 			t.Fatal(err)
 		}
 		redistest.Await(t, "what comes after it is heard", hears("after"))
 		late.add(24 * time.Hour) // however long somebody keeps it
 		s.Do(t, "XADD", mail, "*", "what", last)
 		b := replica(t, s, late) // one that never heard it
-		go b.Watch(ctx, func(_, request string, _ bool) {
+		go b.Watch(ctx, func(n gateway.News) {
 			mu.Lock()
 			defer mu.Unlock()
-			if heard = append(heard, request); request == "awake" {
+			if heard = append(heard, n.Cancelled); n.Cancelled == "awake" {
 				heard[len(heard)-1] = "awake too"
 			}
 		})
-		redistest.Await(t, "another watches", func() bool { return a.Cancel(t.Context(), "s1", "awake") == nil && hears("awake too")() })
+		redistest.Await(t, "another watches", func() bool {
+			return a.Tell(t.Context(), gateway.News{Session: "s1", Cancelled: "awake"}) == nil && hears("awake too")()
+		})
 		s.Do(t, "XADD", mail, "*", "what", last)
-		if err := a.Cancel(t.Context(), "s1", "the end"); err != nil {
+		if err := a.Tell(t.Context(), gateway.News{Session: "s1", Cancelled: "the end"}); err != nil {
 			t.Fatal(err)
 		}
 		redistest.Await(t, "both hear what comes after that", func() bool {
@@ -248,7 +252,7 @@ func TestNothingInTheClear(t *testing.T) {
 		if err := a.Answer(t.Context(), "canary-session", "canary-ask", gateway.Result{Raw: json.RawMessage(`"canary-answer"`)}); err != nil {
 			t.Fatal(err)
 		}
-		if err := a.Cancel(t.Context(), "canary-session", "canary-request"); err != nil {
+		if err := a.Tell(t.Context(), gateway.News{Session: "canary-session", Cancelled: "canary-request"}); err != nil {
 			t.Fatal(err)
 		}
 		if all := s.All(t); strings.Contains(all, "canary") || len(all) < 200 {
@@ -283,7 +287,7 @@ func TestBounds(t *testing.T) {
 	if one, err := a.Session(t.Context(), "s1"); err != nil || one.Follows != nil {
 		t.Errorf("changed all the same: %v", err)
 	}
-	if err := a.Cancel(t.Context(), "s1", strings.Repeat("x", 8<<10)); err == nil {
+	if err := a.Tell(t.Context(), gateway.News{Session: "s1", Cancelled: strings.Repeat("x", 8<<10)}); err == nil {
 		t.Error("a large letter was sent")
 	}
 }

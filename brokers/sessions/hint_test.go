@@ -74,9 +74,11 @@ func TestMailWithoutAHint(t *testing.T) {
 	heard := make(chan string, 8)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	go one.Watch(ctx, func(_, request string, _ bool) { heard <- request })
-	redistest.Await(t, "it watches", func() bool { return one.Cancel(t.Context(), "s1", "awake") == nil && len(heard) > 0 })
-	letter, err := one.write(letter{Session: "s1", Request: "quietly"})
+	go one.Watch(ctx, func(n gateway.News) { heard <- n.Cancelled })
+	redistest.Await(t, "it watches", func() bool {
+		return one.Tell(t.Context(), gateway.News{Session: "s1", Cancelled: "awake"}) == nil && len(heard) > 0
+	})
+	letter, err := one.write(one.mail, letter{Session: "s1", Request: "quietly"})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -41,11 +41,12 @@ type Config struct {
 type Sessions struct {
 	Config
 	mail, topic redis.Key // where letters lie, and where changes are told
+	notes       redis.Key // where what is not kept is told
 
 	mu       sync.Mutex
 	seen     map[string]seen
 	expected map[string]chan struct{} // rung when an ask was answered, by its digest
-	watchers map[int]func(session, request string, closed bool)
+	watchers map[int]func(gateway.News)
 	watched  int
 	heard    map[string]time.Time // mail that was delivered, by its nonce
 }
@@ -72,6 +73,7 @@ const (
 	maxRecord = 256 << 10 // bytes of a session
 	timeout   = 2 * time.Second
 	topic     = "sessions"
+	noteTopic = "sessions-notes"
 )
 
 // keep lets a session live on, and its task's index with it. KEYS: session, index.
@@ -133,12 +135,13 @@ func New(c Config) (*Sessions, error) {
 	}
 	s := &Sessions{
 		Config: c, seen: map[string]seen{}, expected: map[string]chan struct{}{},
-		watchers: map[int]func(string, string, bool){}, heard: map[string]time.Time{},
+		watchers: map[int]func(gateway.News){}, heard: map[string]time.Time{},
 	}
-	var err, terr error
+	var err, terr, nerr error
 	s.mail, err = c.Store.Key(redis.Shared, redis.SessionsMail)
 	s.topic, terr = c.Store.Topic(redis.Shared, topic)
-	return s, errors.Join(err, terr)
+	s.notes, nerr = c.Store.Topic(redis.Shared, noteTopic)
+	return s, errors.Join(err, terr, nerr)
 }
 
 func (s *Sessions) key(session string) (k redis.Key, digest string, err error) {
@@ -274,10 +277,10 @@ func (s *Sessions) Change(ctx context.Context, session string, f func(*gateway.S
 			return gateway.Session{}, err
 		}
 		changed := r.Session
-		changed.Follows = slices.Clone(changed.Follows)
+		changed.Follows, changed.Awaits = slices.Clone(changed.Follows), slices.Clone(changed.Awaits)
 		f(&changed)
 		was := r.seq
-		r.LogLevel, r.Follows, r.seq = changed.LogLevel, changed.Follows, was+1
+		r.LogLevel, r.Follows, r.Awaits, r.seq = changed.LogLevel, changed.Follows, changed.Awaits, was+1
 		sealed, err := s.seal(k, r)
 		if err != nil {
 			return gateway.Session{}, err
@@ -313,7 +316,7 @@ func (s *Sessions) Close(ctx context.Context, session string) error {
 	if err != nil {
 		return err
 	}
-	letter, err := s.write(letter{Session: session, Closed: true})
+	letter, err := s.write(s.mail, letter{Session: session, Closed: true})
 	if err != nil {
 		return err
 	}
@@ -363,7 +366,7 @@ func (s *Sessions) endAll(ctx context.Context, index redis.Key, digests []string
 		if err != nil {
 			continue // it goes, but nobody knows what to tell
 		}
-		if args[2*i+3], err = s.write(letter{Session: r.ID, Closed: true}); err != nil {
+		if args[2*i+3], err = s.write(s.mail, letter{Session: r.ID, Closed: true, WithTask: true}); err != nil {
 			return 0, err
 		}
 	}

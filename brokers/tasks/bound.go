@@ -98,6 +98,12 @@ func standingOf(t gateway.Task) string {
 	return standingFor(t.Principal, t.OnBehalfOf, t.Kind)
 }
 
+// names are those of a standing task, as they were written: what is remembered by
+// them needs no digest.
+type names struct{ tenant, principal, human, kind string }
+
+func standingNames(t gateway.Task) names { return names{t.Tenant, t.Principal, t.OnBehalfOf, t.Kind} }
+
 func standingFor(principal, human, kind string) string {
 	return hashed(principal, gateway.HumanName(human), kind)
 }
@@ -105,9 +111,9 @@ func standingFor(principal, human, kind string) string {
 // Standing implements [gateway.Tasks].
 func (r *Tasks) Standing(ctx context.Context, tenant, principal, human, kind string) (gateway.Task, error) {
 	want := gateway.Task{Tenant: tenant, Principal: principal, OnBehalfOf: human, Kind: kind, Implicit: true}
-	place := tenant + "/" + standingOf(want)
+	name := standingNames(want)
 	r.mu.RLock()
-	id := r.standing[place]
+	id := r.standing[name]
 	r.mu.RUnlock()
 	if id != "" {
 		t, err := r.Running(ctx, tenant, id)
@@ -115,7 +121,7 @@ func (r *Tasks) Standing(ctx context.Context, tenant, principal, human, kind str
 			return t, err
 		}
 	}
-	if !r.Fresh() {
+	if !r.awaitFresh(ctx) {
 		return gateway.Task{}, gateway.ErrStale
 	}
 	if _, ok := r.stops[tenant]; ok && r.stopped(&want) {
@@ -148,7 +154,7 @@ func (r *Tasks) Standing(ctx context.Context, tenant, principal, human, kind str
 		return gateway.Task{}, fmt.Errorf("%w: %w", gateway.ErrNoTask, redis.ErrSeal)
 	}
 	r.mu.Lock()
-	remember(r.standing, place, t.ID)
+	remember(r.standing, name, t.ID)
 	r.mu.Unlock()
 	return t, nil
 }

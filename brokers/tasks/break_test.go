@@ -321,6 +321,38 @@ func TestClocksThatDisagreeAreStale(t *testing.T) {
 	}
 }
 
+// A call that comes while what has ended is confirmed late, as it is now and then
+// on a busy machine, waits for it; it is not refused, and nothing is let through on
+// an old word.
+func TestACallWaitsForALateConfirmation(t *testing.T) {
+	s := redistest.Embedded(t)
+	r := replica(t, s, &gatewaytest.Facts{})
+	begin(t, r, "acme", "task-1")
+	fresh(t, r)
+	s.Advance(time.Hour) // clocks that disagree confirm nothing
+	redistest.Await(t, "it is late", func() bool { return !r.Fresh() })
+	late := time.Now()
+	s.Advance(-time.Hour)
+	if _, err := r.Running(t.Context(), "acme", "task-1"); err != nil {
+		t.Errorf("after %v: %v", time.Since(late), err)
+	}
+	if !r.Confirmed().After(late) {
+		t.Error("let through on an old word")
+	}
+
+	s.Advance(time.Hour)
+	redistest.Await(t, "it is late again", func() bool { return !r.Fresh() })
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := r.Running(ctx, "acme", "task-1"); !errors.Is(err, gateway.ErrStale) {
+		t.Errorf("whose caller is gone: %v", err)
+	}
+	<-r.Blind()
+	if _, err := r.Running(t.Context(), "acme", "task-1"); !errors.Is(err, gateway.ErrStale) {
+		t.Errorf("where calls under way are cancelled: %v", err)
+	}
+}
+
 // Whoever can write to Redis can take places, counts and members away; what a
 // replica saw of them stands, and what only sealed records say is only taken
 // from there.

@@ -85,7 +85,7 @@ func (n *news) touches(since, lost uint64, these map[ref]struct{}) bool {
 // Running implements [gateway.Tasks]. A task seen before costs no round trip.
 func (r *Tasks) Running(ctx context.Context, tenant, id string) (gateway.Task, error) {
 	which := ref{tenant, id}
-	if !r.Fresh() {
+	if !r.awaitFresh(ctx) {
 		return r.lastKnown(which), gateway.ErrStale
 	}
 	r.mu.RLock()
@@ -98,7 +98,7 @@ func (r *Tasks) Running(ctx context.Context, tenant, id string) (gateway.Task, e
 		} else if err != nil {
 			return gateway.Task{}, fmt.Errorf("%w: %w", gateway.ErrStale, err)
 		}
-		if !r.Fresh() { // the read may have taken long
+		if !r.awaitFresh(ctx) { // the read may have taken long
 			return gateway.Task{}, gateway.ErrStale
 		}
 	}
@@ -132,10 +132,45 @@ func (r *Tasks) lastKnown(which ref) gateway.Task {
 }
 
 // Fresh reports whether ended tasks were confirmed within the last 100 ms. While
-// they are not, every call is refused.
+// they are not, no call is let through: it waits a moment, and is refused.
 func (r *Tasks) Fresh() bool {
 	at := r.confirmed.Load()
 	return at != nil && time.Since(*at) <= fresh
+}
+
+// patience is how long a call waits for what has ended to be confirmed. A busy
+// machine looks late now and then; one that has lost Redis refuses.
+const patience = time.Second
+
+// awaitFresh waits until Fresh, and reports whether it is. It does not wait where
+// nothing was ever confirmed, nor once calls under way are being cancelled for the
+// lack of it.
+func (r *Tasks) awaitFresh(ctx context.Context) bool {
+	if r.Fresh() {
+		return true
+	}
+	timeout := time.NewTimer(patience)
+	defer timeout.Stop()
+	for {
+		r.mu.RLock()
+		seen, blind := r.seen, r.blind
+		r.mu.RUnlock()
+		switch { // only now: what is seen later closes seen
+		case r.Fresh():
+			return true
+		case r.confirmed.Load() == nil:
+			return false
+		}
+		select {
+		case <-seen:
+		case <-blind:
+			return false
+		case <-ctx.Done():
+			return false
+		case <-timeout.C:
+			return false
+		}
+	}
 }
 
 // enlist registers a replica with a task and makes sure that it and all above it

@@ -202,4 +202,6 @@ func (r *Tasks) sees(began time.Time) {
 		r.isBlind, r.blind = false, make(chan struct{})
 	}
 	r.confirmed.Store(&began)
+	close(r.seen)
+	r.seen = make(chan struct{})
 }

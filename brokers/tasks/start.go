@@ -240,7 +240,7 @@ func (r *Tasks) began(t gateway.Task) {
 		remember(r.bound, place{t.Tenant, t.Principal, t.OwnFor}, t.ID)
 	}
 	if t.Implicit {
-		remember(r.standing, t.Tenant+"/"+standingOf(t), t.ID)
+		remember(r.standing, standingNames(t), t.ID)
 	}
 }
 

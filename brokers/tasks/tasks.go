@@ -99,9 +99,10 @@ type Tasks struct {
 	used      map[ref]*use                 // tasks whose closing waits for this replica
 	floors    map[string]int64             // by counter: how far we saw it go
 	bound     map[place]string             // the task that a workload is on
-	standing  map[string]string            // by workload, human and kind: its task
+	standing  map[names]string             // by workload, human and kind: its task
 	closers   map[ref]*closer              // tasks that are being closed here
 	proofs    map[ref]*proof               // ends known here that are not known to be proven
+	seen      chan struct{}                // closed at the next confirmed read
 	blind     chan struct{}                // see Blind
 	isBlind   bool                         // it is closed
 	ending    map[ref]bool                 // tasks that we are ending because something above them says so
@@ -141,7 +142,7 @@ func New(c Config) (*Tasks, error) {
 		disabled: map[string]bool{}, past: map[ref]bool{}, stops: map[string]*atomic.Pointer[stopSet]{}, world: newInterner(),
 		anchors: map[string]string{}, news: map[string]*news{},
 		cache: map[ref]*entry{}, below: map[ref]map[ref]struct{}{}, watches: map[ref]*watch{}, used: map[ref]*use{},
-		floors: map[string]int64{}, bound: map[place]string{}, standing: map[string]string{}, closers: map[ref]*closer{}, proofs: map[ref]*proof{}, blind: make(chan struct{}), ending: map[ref]bool{},
+		floors: map[string]int64{}, bound: map[place]string{}, standing: map[names]string{}, closers: map[ref]*closer{}, proofs: map[ref]*proof{}, seen: make(chan struct{}), blind: make(chan struct{}), ending: map[ref]bool{},
 		keys: map[string]ed25519.PublicKey{s.kid: s.public},
 	}
 	for tenant, ids := range c.Over {

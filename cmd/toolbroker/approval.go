@@ -235,6 +235,9 @@ func printRequest(cmd *cobra.Command, r request) error {
 	if len(r.Meta) > 0 {
 		rows = append(rows, []string{"_meta", string(r.Meta)})
 	}
+	if r.Answers != "" {
+		rows = append(rows, []string{"answers", "the server asked for more in between: inputRequests is its question (untrusted; null: too long to keep), inputResponses what the agent answers"})
+	}
 	if r.Args != "" {
 		rows = append(rows, []string{"arguments", spread(r.Args)})
 	}

@@ -90,6 +90,7 @@ var homes = []struct {
 	{"github.com/mark3labs/mcp-go/", []string{"gateway/edge", "brokers/servers", "examples", "cmd/toolbroker"}},            // in cmd: a client
 	{"github.com/modelcontextprotocol/go-sdk/", []string{"gateway/edge", "brokers/servers", "examples", "cmd/toolbroker"}}, // in gateway and brokers: tests
 	{"github.com/santhosh-tekuri/jsonschema/", []string{"brokers/servers"}},
+	{"github.com/dlclark/regexp2/", []string{"brokers/servers"}}, // patterns of schemas that Go's engine does not know
 	{"github.com/yosida95/uritemplate/", []string{"brokers/servers"}},
 	{"github.com/oklog/ulid/", []string{"gateway/audit"}},
 	{"github.com/gofrs/flock", []string{"gateway/audit"}},

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/url"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -74,7 +75,7 @@ A thing is named SERVER/NAME, as in the policy; --sort tells a prompt from a too
 			return nil
 		},
 		RunE: with(func(cmd *cobra.Command, a *adminClient, args []string) error {
-			which := func(d gateway.Definition) bool { return d.Held != "" && d.Hash != "" }
+			which := func(d gateway.Definition) bool { return d.Held != "" && (d.Hash != "" || d.Unfit) }
 			if len(args) == 1 {
 				one, err := a.definition(cmd.Context(), tenant, sort, args[0])
 				if err != nil {
@@ -171,12 +172,17 @@ func (a *adminClient) definition(ctx context.Context, tenant, sort, name string)
 	if len(all) == 0 {
 		return gateway.Definition{}, fmt.Errorf("no %s %s that you may see; `tools list` has them all", sort, name)
 	}
+	if i := slices.IndexFunc(all, func(d gateway.Definition) bool { return !d.Unfit }); i >= 0 {
+		return all[i], nil
+	}
 	return all[0], nil
 }
 
 // accepts makes sure that what is accepted is what the admin saw.
 func accepts(cmd *cobra.Command, d gateway.Definition, hash string) error {
 	switch {
+	case d.Unfit:
+		return fmt.Errorf("%s/%s cannot be accepted: %s", visible(d.Server), visible(d.Name), visible(d.Held))
 	case d.Hash == "":
 		return fmt.Errorf("the server offers no %s %s now, so there is nothing to accept", d.Sort, d.Name)
 	case d.Hash == d.Pinned:

@@ -20,6 +20,7 @@ type Arguments struct {
 	Odd     int    // values and names with a note
 	Problem string // why there are no rows; then Raw is all there is to look at
 	Asked   bool   // of an escalation: they are decided on, and sent nowhere
+	Answers bool   // they hold what a server asked, and the answers, beside the arguments
 	Unclear bool   // nobody can say what the bytes mean, so nobody can approve them
 }
 

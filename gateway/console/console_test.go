@@ -383,6 +383,37 @@ func TestRequestIsShownWhole(t *testing.T) {
 	}
 }
 
+// Whoever agrees to answers reads what was asked, as harmless as any argument, and
+// that it is the server's word; and where nobody knows it any more, they read that.
+func TestQuestionIsShownBesideTheAnswers(t *testing.T) {
+	h := newHouse(t)
+	answers := func(asked string) func(*gateway.ApprovalRequest) {
+		return func(r *gateway.ApprovalRequest) {
+			r.Answers = "sha256:" + strings.Repeat("cd", 32)
+			r.Args = []byte(`{"arguments":{"number":7},"inputRequests":` + asked + `,"inputResponses":{"k":{"action":"accept"}}}`)
+		}
+	}
+	h.ask("apr-1", answers(`{"k":{"method":"elicitation/create","params":{"message":"Delete <b>all</b>\u202e?"}}}`))
+	h.ask("apr-2", answers(`null`))
+	v := visit(t, serve(t, h))
+	v.logIn("alice", "correct horse")
+	for id, lines := range map[string][]string{
+		"apr-1": {"in its own words, which nobody has checked", "elicitation/create", "Delete <b>all</b>", "U+202E", "inputResponses", "accept", "what will be sent, and what was asked"},
+		"apr-2": {"nobody here knows", "inputRequests", "null", "accept"},
+	} {
+		a := v.get("/approvals/acme/" + id)
+		text := visible(a.body)
+		for _, want := range lines {
+			if !strings.Contains(text, want) {
+				t.Errorf("%s: the page lacks %q", id, want)
+			}
+		}
+		if strings.Contains(a.body, "<b>all") || strings.Contains(a.body, "\u202e") {
+			t.Errorf("%s: the question is not escaped", id)
+		}
+	}
+}
+
 func TestTenantsDoNotMeet(t *testing.T) {
 	h := newHouse(t)
 	h.ask("apr-1")

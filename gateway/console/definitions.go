@@ -12,7 +12,7 @@ import (
 type tenantTools struct {
 	Name    string
 	Many    bool
-	Held    []heldDefinition // what agents do not see, and an admin could accept
+	Held    []heldDefinition // what agents do not see
 	More    int              // that are not shown
 	Gone    []gateway.Definition
 	Offered int // how many agents see
@@ -53,7 +53,7 @@ func (s *console) toolsPage(w http.ResponseWriter, r *http.Request, _ gateway.Se
 			switch {
 			case d.Held == "":
 				t.Offered++
-			case d.Hash == "":
+			case d.Hash == "" && !d.Unfit:
 				if len(t.Gone) < maxGone {
 					t.Gone = append(t.Gone, d)
 				}
@@ -73,7 +73,7 @@ func held(op gateway.Operator, tenant string, d gateway.Definition) heldDefiniti
 	for line := range strings.SplitSeq(pretty(d.Seen), "\n") { // those are our own: a text's stand as \n
 		h.Whole = append(h.Whole, Reveal(line))
 	}
-	h.MayAccept = op.Can(gateway.MayAccept) && d.Hash != d.Pinned // one that is accepted is held back by something else
+	h.MayAccept = op.Can(gateway.MayAccept) && d.Hash != d.Pinned && !d.Unfit // one that is accepted is held back by something else
 	if more := len(h.Changes) - maxChanges; more > 0 {
 		h.Changes, h.MoreRows = h.Changes[:maxChanges], more
 	}

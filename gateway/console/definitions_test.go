@@ -32,10 +32,13 @@ func defined() []gateway.Definition {
 	}
 }
 
-// What is withheld is shown with what changed, and nothing of it is markup.
+// What is withheld is shown with what changed, and nothing of it is markup. What
+// cannot be used cannot be accepted.
 func TestToolsPage(t *testing.T) {
 	h := newHouse(t)
-	h.defined = defined()
+	h.defined = append(defined(),
+		gateway.Definition{Server: "mail", Sort: gateway.SortTool, Name: "odd", Hash: "sha256:6666", Held: "it cannot be used: its inputSchema does not compile", Unfit: true, Seen: []byte(`{"name":"odd"}`)},
+		gateway.Definition{Server: "mail", Sort: gateway.SortPrompt, Held: "it cannot be used: a definition holds the server's credential", Unfit: true})
 	base := serve(t, h)
 	alice, vera, bob := visit(t, base), visit(t, base), visit(t, base)
 	for name, v := range map[string]*visitor{"alice": alice, "vera": vera, "bob": bob} {
@@ -46,6 +49,7 @@ func TestToolsPage(t *testing.T) {
 	for _, want := range []string{
 		"files/read", "changed since it was accepted", "inputSchema.properties.sidenote.type", "inputSchema.required[1]", "annotations.readOnlyHint", "accepted at first use, 2026-11-23 04:05:06 UTC",
 		"mail/draft", "⟦U+200B⟧", "⟦U+E0041⟧", "⟦U+001B⟧", "hidden character U+200B at /description", "mail/send", "no longer",
+		"mail/odd", "its inputSchema does not compile", "holds the server's credential",
 	} {
 		if !strings.Contains(text, want) {
 			t.Errorf("the page lacks %q", want)
@@ -62,7 +66,7 @@ func TestToolsPage(t *testing.T) {
 	for name, c := range map[string]struct {
 		v           *visitor
 		held, forms int
-	}{"alice": {alice, 2, 2}, "vera": {vera, 2, 0}, "bob": {bob, 0, 0}} {
+	}{"alice": {alice, 4, 2}, "vera": {vera, 4, 0}, "bob": {bob, 0, 0}} {
 		body := c.v.get("/tools").body
 		if held, forms := strings.Count(body, "heldback"), strings.Count(body, `action="/tools/accept"`); held != c.held || forms != c.forms {
 			t.Errorf("%s sees %d and %d forms", name, held, forms)

@@ -236,6 +236,7 @@ func (s *console) showApproval(w http.ResponseWriter, r *http.Request, op gatewa
 	}
 	v := s.approval(op, a)
 	v.Arguments = ShowArguments(a.Args)
+	v.Arguments.Answers = a.Answers != ""
 	if len(a.Meta) > 0 {
 		m := ShowArguments(a.Meta)
 		v.Meta = &m

@@ -50,15 +50,24 @@ func statusOfCode(code int) int {
 	return http.StatusOK
 }
 
-// body is the fault as a JSON-RPC error, without its envelope.
+// body is the fault as a JSON-RPC error, without its envelope. Data that is a server's
+// stays as it is.
 func (f *fault) body() []byte {
+	data := f.data
+	theirs, ok := data.(json.RawMessage)
+	if ok {
+		data = nil
+	}
 	body, err := json.Marshal(struct {
 		Code    int    `json:"code"`
 		Message string `json:"message"`
 		Data    any    `json:"data,omitempty"`
-	}{f.code, f.message, f.data})
+	}{f.code, f.message, data})
 	if err != nil {
 		return []byte(`{"code":-32603,"message":"internal"}`)
+	}
+	if ok {
+		body = append(append(append(body[:len(body)-1], `,"data":`...), theirs...), '}')
 	}
 	return body
 }
@@ -157,6 +166,9 @@ func (e *Edge) answerCall(r request, out gateway.Result, err error) answer {
 	if err == nil {
 		var a answer
 		if a, err = relay(r, out); err == nil {
+			if a.failed {
+				e.sends(r, a.body)
+			}
 			return a
 		}
 		err = &gateway.Refusal{Code: gateway.Downstream, Err: err,
@@ -194,14 +206,15 @@ func (e *Edge) answerRefusal(r request, err error) answer {
 	return r.fault(f)
 }
 
-// approvalKey is the name of our own question among a result's inputRequests.
+// approvalKey is the name of our own question among a result's inputRequests: a page
+// where a human may agree. Whatever comes back under it agrees to nothing.
 const approvalKey = ours + "approval"
 
 // sendToHuman answers a call that waits for a human with a request to open the
 // console's page, where the agent's side can show one. Whoever opens it still has
 // to be an operator: that the agent accepts it approves nothing.
 func (e *Edge) sendToHuman(r request, refusal *gateway.Refusal) (answer, bool) {
-	if !r.can.url || e.ApprovalURL == nil {
+	if !e.canSend(r) {
 		return answer{}, false
 	}
 	type elicit struct {
@@ -213,20 +226,31 @@ func (e *Edge) sendToHuman(r request, refusal *gateway.Refusal) (answer, bool) {
 	ask := elicit{Mode: "url", URL: e.ApprovalURL(refusal.Approval.Tenant, refusal.Approval.ID),
 		Message: "This call needs human approval (id " + refusal.Approval.ID + "). Open the page to review it; what is needed is an operator's decision there."}
 	switch {
-	case r.modern && takesInput(r.method) && refusal.State != "":
+	case r.modern && refusal.State != "":
 		body, err := json.Marshal(map[string]any{
 			"resultType": gateway.ResultInput, "requestState": refusal.State,
 			"inputRequests": map[string]any{approvalKey: map[string]any{"method": gateway.MethodElicit, "params": ask}},
 		})
 		return result(body), err == nil
-	case !r.modern && r.cred.Session != "" && e.Decided != nil:
+	case !r.modern:
 		ask.ID = refusal.Approval.ID
-		e.tellWhenDecided(r.cred.Session, refusal.Approval)
+		e.await(r.cred.Session, refusal.Approval.ID)
 		return r.fault(&fault{code: mcp.URL_ELICITATION_REQUIRED, message: "Approval required", data: map[string]any{
 			"elicitations": []elicit{ask}, ours + "approval": e.approvalOf(refusal.Approval),
 		}}), true
 	}
 	return answer{}, false
+}
+
+// canSend reports whether the agent's side can be sent to the page of a request.
+func (e *Edge) canSend(r request) bool {
+	if !r.can.url || e.ApprovalURL == nil {
+		return false
+	}
+	if r.modern {
+		return takesInput(r.method)
+	}
+	return r.cred.Session != "" && e.Decided != nil
 }
 
 func (r request) fault(f *fault) answer {

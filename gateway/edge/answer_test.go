@@ -165,21 +165,23 @@ func TestResults(t *testing.T) {
 		{"empty with room", ` { } `, ` { } `, ` {"resultType":"complete" } `},
 		{"already typed", `{"resultType":"complete","content":[]}`, `{"content":[]}`, `{"resultType":"complete","content":[]}`},
 		{"cached by a modern server", `{"resultType":"complete","ttlMs":5,"cacheScope":"public","x":1}`, `{"x":1}`, `{"resultType":"complete","x":1}`},
-		{"its own task", `{"_meta":{"io.modelcontextprotocol/related-task":{"taskId":"7"}}}`, `{"_meta":{}}`, `{"resultType":"complete","_meta":{}}`},
-		{"types in another case", `{"ResultType":"task","RequestState":"x","TASKID":"7"}`, `{}`, `{"resultType":"complete"}`},
+		{"its own task", `{"_meta":{"io.modelcontextprotocol/related-task":{"taskId":"7"}}}`, `{}`, `{"resultType":"complete"}`},
+		{"what it says of itself", `{"a":1, "_meta" : {"io.modelcontextprotocol/serverInfo":{"name":"s"}},"content":[]}`, `{"a":1,"content":[]}`, `{"resultType":"complete","a":1,"content":[]}`},
+		{"that and the last", `{"content":[],"_meta":{"io.modelcontextprotocol/serverInfo":{"name":"s"},"io.toolbroker/x":1}}`, `{"content":[]}`, `{"resultType":"complete","content":[]}`},
+		{"that and more", `{"_meta":{"io.modelcontextprotocol/serverInfo":{}, "a":{}},"content":[]}`, `{"_meta":{ "a":{}},"content":[]}`, `{"resultType":"complete","_meta":{ "a":{}},"content":[]}`},
+		{"an empty one of its own", `{"_meta":{ },"content":[]}`, `{"_meta":{ },"content":[]}`, `{"resultType":"complete","_meta":{ },"content":[]}`},
 		{"our key", `{"_meta":{"io.toolbroker/approval":{"url":"https://evil.example"},"a":1}}`, `{"_meta":{"a":1}}`, `{"resultType":"complete","_meta":{"a":1}}`},
 		{"our key last", `{"_meta":{"a":1 , "io.toolbroker/approval" : {} }}`, `{"_meta":{"a":1 }}`, ""},
 		{"our keys all over", `{"_meta":{"io.toolbroker/a":1,"b":2,"io.toolbroker/c":3,"IO.TOOLBROKER/d":4,"e":5,"io.toolbroker/f":6}}`, `{"_meta":{"b":2,"e":5}}`, ""},
-		{"only our keys", `{"_meta":{"io.toolbroker/a":1, "io.toolbroker/b":2}}`, `{"_meta":{}}`, ""},
-		{"our key escaped", `{"_meta":{"io.tool\u0062roker/approval":1}}`, `{"_meta":{}}`, ""},
-		{"our key with an escaped slash", `{"_meta":{"io.toolbroker\/approval":1}}`, `{"_meta":{}}`, ""},
+		{"only our keys", `{"_meta":{"io.toolbroker/a":1, "io.toolbroker/b":2}}`, `{}`, ""},
+		{"our key escaped", `{"_meta":{"io.tool\u0062roker/approval":1}}`, `{}`, ""},
+		{"our key with an escaped slash", `{"_meta":{"io.toolbroker\/approval":1}}`, `{}`, ""},
 		{"our key in a block", `{"content":[{"type":"text","text":"t","_meta":{"io.toolbroker/approval":1}}]}`, `{"content":[{"type":"text","text":"t","_meta":{}}]}`, ""},
 		{"our key escaped in a block", `{"content":[{"type":"text","text":"t","_meta":{"io.tool\u0062roker/approval":1}}]}`, `{"content":[{"type":"text","text":"t","_meta":{}}]}`, ""},
 		{"our key at the top", `{"io.toolbroker/refusal":{},"content":[]}`, `{"content":[]}`, ""},
 		{"our name as a value", `{"content":[{"type":"text","text":"io.toolbroker/approval"}]}`, `{"content":[{"type":"text","text":"io.toolbroker/approval"}]}`, ""},
 		{"the server's name", `{"_meta":{"io.modelcontextprotocol/serverInfo":{"name":"x"},"k":1},"content":[]}`, `{"_meta":{"k":1},"content":[]}`, ""},
 		{"the server's name elsewhere", `{"structuredContent":{"io.modelcontextprotocol/serverInfo":1}}`, `{"structuredContent":{"io.modelcontextprotocol/serverInfo":1}}`, ""},
-		{"meta in another case", `{"_META":{"io.toolbroker/approval":1},"content":[]}`, `{"content":[]}`, ""},
 	} {
 		for era, want := range map[bool]string{false: row.legacy, true: row.modern} {
 			got, err := tidyResult(request{message: message{method: gateway.MethodCall}, modern: era}, gateway.Result{Raw: json.RawMessage(row.raw)})
@@ -190,6 +192,7 @@ func TestResults(t *testing.T) {
 	}
 	for _, raw := range []string{
 		``, `null`, `[]`, `"x"`, `{`, `{}{}`, `{"a":}`, `{"resultType":"input_required","inputRequests":{}}`, `{"resultType":"task"}`,
+		`{"ResultType":"task"}`, `{"RequestState":"x","content":[]}`, `{"TASKID":"7"}`, `{"_META":{"io.toolbroker/approval":1},"content":[]}`,
 		`{"resultType":"complete","resultType":"input_required"}`, `{"resultType":"input_required","resultType":"complete"}`, "{\"a\":\"\xff\"}",
 	} {
 		d := open(t)
@@ -203,7 +206,10 @@ func TestResults(t *testing.T) {
 func TestServersErrorIsRelayed(t *testing.T) {
 	for raw, want := range map[string]string{
 		`{"code":-32021,"message":"needs <sampling>","data":{"requiredCapabilities":{"sampling":{}},"io.toolbroker/refusal":1}}`: `{"code":-32021,"message":"needs <sampling>","data":{"requiredCapabilities":{"sampling":{}}}}`,
-		`{"code":7,"message":"x"}`: `{"code":7,"message":"x"}`,
+		`{"code":7,"message":"x"}`:                     `{"code":7,"message":"x"}`,
+		`{"code":-32601,"message":"Method not found"}`: `{"code":-32601,"message":"Method not found"}`,
+		`{"code":-32602,"message":"x"}`:                `{"code":-32602,"message":"x"}`,
+		`{"code":-32022,"message":"x"}`:                `{"code":-32022,"message":"x"}`,
 		`{"code":-32042,"message":"go","data":{"elicitations":[{"mode":"url","url":"https://evil.example"}]}}`: `{"code":-32603,"message":"the tool's server wants a page to be opened, which this client did not say that it can do"}`,
 		`{"code":"x"}`: `{"code":-32603,"message":"the tool's server answered with an error that cannot be read"}`,
 	} {
@@ -215,7 +221,12 @@ func TestServersErrorIsRelayed(t *testing.T) {
 		if json.Unmarshal([]byte(got.body), &msg) != nil || json.Unmarshal([]byte(want), &wanted) != nil || !reflect.DeepEqual(msg.Error, wanted) || got.status != 200 {
 			t.Errorf("%s: %d %s", raw, got.status, got.body)
 		}
-		if got := d.do(modernReq("tools/call", "raw", `"name":"raw"`)); strings.Contains(raw, "-32021") != (got.status == 400) {
+		// Only what MCP has a status for wherever it comes from is not an ordinary answer.
+		status := 200
+		if strings.Contains(raw, "-32021") {
+			status = 400
+		}
+		if got := d.do(modernReq("tools/call", "raw", `"name":"raw"`)); got.status != status {
 			t.Errorf("%s, modern: %d", raw, got.status)
 		}
 	}
@@ -481,6 +492,7 @@ func FuzzTidy(f *testing.F) {
 	scrub = func(v any, at place) any {
 		switch v := v.(type) {
 		case map[string]any:
+			all := len(v)
 			for k, x := range v {
 				inside := elsewhere
 				if at == top && k == "_meta" {
@@ -490,7 +502,12 @@ func FuzzTidy(f *testing.F) {
 					delete(v, k)
 					continue
 				}
-				v[k] = scrub(x, inside)
+				if v[k] = scrub(x, inside); v[k] == nil && x != nil {
+					delete(v, k)
+				}
+			}
+			if at == topMeta && all > 0 && len(v) == 0 {
+				return nil // it goes whole
 			}
 		case []any:
 			for i, x := range v {
@@ -501,9 +518,7 @@ func FuzzTidy(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		if !jsontext.Value(raw).IsValid() {
-			if out, err := tidy(raw); err == nil && !jsontext.Value(out).IsValid(jsontext.AllowDuplicateNames(true)) {
-				t.Fatalf("%q became %q", raw, out)
-			}
+			_, _ = tidy(raw) // what was not read before comes to an end
 			return
 		}
 		out, err := tidy(raw)

@@ -103,6 +103,12 @@ func (e *Edge) ask(ctx context.Context, session string, method string, params js
 		return gateway.Result{}, fmt.Errorf("expect an answer: %w", err)
 	}
 	defer done()
+	if method == gateway.MethodElicit {
+		var one visit
+		if strict.Unmarshal(params, &one) == nil {
+			e.visits.sent(session, one)
+		}
+	}
 	if err := send(msg); err != nil {
 		return gateway.Result{}, err
 	}

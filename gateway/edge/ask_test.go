@@ -198,7 +198,7 @@ func TestAsksOnlyWhatWasDeclared(t *testing.T) {
 // One call asks so much at once, and no more.
 func TestAsksAreBounded(t *testing.T) {
 	d := open(t)
-	r := &reply{edge: d.edge, events: true, w: &tape{}, request: request{can: ability{roots: true}, cred: gateway.Credential{Session: "s"}}, gone: func(error) {}}
+	r := &reply{edge: d.edge, events: true, w: &tape{}, request: &request{can: ability{roots: true}, cred: gateway.Credential{Session: "s"}}, gone: func(error) {}}
 	r.w.(*tape).header = map[string][]string{}
 	ctx, cancel := context.WithCancel(t.Context())
 	ends := make(chan error, 2*maxAsks)

@@ -5,32 +5,11 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
-	"slices"
+	"net/http"
 	"strconv"
-	"sync"
 
 	"toolbroker/gateway"
 )
-
-// maxKept is how large an answer can be that is kept for a client that went away.
-// What came of a larger one is not known to it either.
-const maxKept = 256 << 10
-
-// A try is a tool call under way on this replica, by what a repetition of it would
-// be known by.
-type try struct {
-	key     string
-	tenant  string
-	session string
-	client  context.Context // ends when its client is gone
-	over    chan struct{}
-}
-
-// tries are the tool calls that are under way here. The zero value is ready.
-type tries struct {
-	mu sync.Mutex
-	m  map[string][]*try
-}
 
 // An outcome is what came of a call, as far as its agent must know before it
 // repeats it.
@@ -53,100 +32,157 @@ func callID(err error) string {
 // same JSON-RPC id and the same bytes.
 func attemptKey(r request) string {
 	h := sha256.New()
-	for _, part := range []string{r.who.Tenant, r.who.ID, r.who.OnBehalfOf, r.who.Task, r.cred.Task, r.cred.Session, idKey(r.id), r.method} {
-		h.Write(append(strconv.AppendInt(nil, int64(len(part)), 10), ':'))
-		h.Write([]byte(part))
+	var b []byte
+	for _, part := range [...]string{r.who.Tenant, r.who.ID, r.who.OnBehalfOf, r.who.Task, r.cred.Task, r.cred.Session, idKey(r.id), r.method} {
+		b = append(append(strconv.AppendInt(b, int64(len(part)), 10), ':'), part...)
 	}
+	h.Write(b)
 	h.Write(r.params)
-	return fmt.Sprintf("%x", h.Sum(nil))
+	return fmt.Sprintf("%x", h.Sum(b[:0]))
 }
 
-// begin lets a tool call start, unless it is a repetition: then it returns what came
-// of the first one. Of two equal calls at once, the second waits where it must be a
-// repetition: in one session an id is used once, and a client that is gone does
-// not answer to its id any more. Anything else is two clients who count alike.
-func (e *Edge) begin(ctx context.Context, r request, client context.Context) (*try, answer, error) {
+// A try is one tool call over HTTP on its way, for whoever repeats it. A nil one is of
+// what nobody has to know.
+type try struct {
+	edge        *Edge
+	run         gateway.Run
+	session, id string      // by which its agent cancels it
+	one         gateway.Try // once it is about to be sent
+	ended       bool
+}
+
+// try is what there is to know of a tool call before it is sent, or nil.
+func (e *Edge) try(r request, hr *http.Request) *try {
 	if e.Attempts == nil || r.method != gateway.MethodCall {
-		return nil, answer{}, nil
+		return nil
 	}
-	t := &try{key: attemptKey(r), tenant: r.who.Tenant, session: r.cred.Session, client: client, over: make(chan struct{})}
-	for {
-		before := e.tries.begin(t)
-		if before == nil {
-			break
-		}
-		select {
-		case <-before.over:
-		case <-ctx.Done():
-			return nil, answer{}, &gateway.Refusal{Code: gateway.Cancelled, Say: "the call was cancelled", Err: context.Cause(ctx)}
-		}
-	}
-	a, again, err := e.Attempts.Broken(ctx, t.tenant, t.key)
-	if err == nil && !again {
-		return t, answer{}, nil
-	}
-	e.end(t)
-	if err != nil {
-		return nil, answer{}, &gateway.Refusal{Code: gateway.Internal, Err: fmt.Errorf("look for an earlier attempt: %w", err)}
-	}
-	// What it may read, it may read while it may still act.
-	if _, _, err := e.Gateway.Admit(ctx, r.cred); err != nil {
-		out, err := e.refused(r, err)
-		return nil, out, err
-	}
-	if a.Doubt {
-		return nil, e.answerRefusal(r, &gateway.Refusal{Code: gateway.InDoubt, CallID: a.Call, InDoubt: true,
-			Say: "this call was sent before, and it is not known whether it was done; look before you repeat it, and then repeat it under a new id"}), nil
-	}
-	e.Logger.Info("a repeated call was answered from its first attempt", "session", t.session != "")
-	return nil, answer{body: a.Answer, failed: a.Error, status: cmpStatus(&fault{}, r.modern)}, nil
+	client, on := hr.Context(), connOf(hr)
+	return &try{edge: e, session: r.cred.Session, id: idKey(r.id), run: gateway.Run{
+		Tenant: r.who.Tenant, Key: attemptKey(r), Session: sessionKey(r.cred.Session),
+		Gone: func(answered bool) bool {
+			if answered {
+				return on.unread()
+			}
+			return client.Err() != nil || on.left()
+		},
+	}}
 }
 
-// begin adds t, or returns the call that t must wait for.
-func (t *tries) begin(one *try) (before *try) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	for _, other := range t.m[one.key] {
-		if other.client.Err() != nil || other.session == one.session && one.session != "" {
-			return other
-		}
-	}
-	if t.m == nil {
-		t.m = map[string][]*try{}
-	}
-	t.m[one.key] = append(t.m[one.key], one)
-	return nil
-}
-
-// end lets those go on who wait for a call.
-func (e *Edge) end(t *try) {
+// joins has a call be known of before it is sent.
+func (t *try) joins(c *gateway.Call) {
 	if t == nil {
 		return
 	}
-	e.tries.mu.Lock()
-	defer e.tries.mu.Unlock()
-	left := slices.DeleteFunc(e.tries.m[t.key], func(other *try) bool { return other == t })
-	if len(left) == 0 {
-		delete(e.tries.m, t.key)
-	} else {
-		e.tries.m[t.key] = left
+	c.Begin = t.begin
+	if t.run.Session != "" {
+		c.Once = t.run.Key
 	}
-	close(t.over)
 }
 
-// broke remembers what came of a call whose client did not get to know. Of one that
-// came to nothing there is nothing to remember: it can be repeated.
-func (e *Edge) broke(ctx context.Context, t *try, a answer, did outcome) {
-	if t == nil || !did.done && !did.doubt {
-		return
+// sessionKey names a session without being it.
+func sessionKey(id string) string {
+	if id == "" {
+		return ""
 	}
-	kept := gateway.Attempt{Call: did.call, Doubt: true}
-	if did.done && len(a.body) <= maxKept {
-		kept = gateway.Attempt{Call: did.call, Answer: a.body, Error: a.failed}
+	sum := sha256.Sum256([]byte(id))
+	return fmt.Sprintf("%x", sum)
+}
+
+// repeated says that a call was not carried out, because it was sent before.
+type repeated struct{ first gateway.Attempt }
+
+func (r *repeated) Error() string {
+	if r.first.Doubt {
+		return "a repetition of a call of which nobody knows what became"
+	}
+	return "a repetition, answered from the first attempt, " + r.first.Call
+}
+
+// begin makes the call known, and refuses it where it is a repetition.
+func (t *try) begin() func(context.Context) error {
+	t.one = t.edge.Attempts.Begin(t.run)
+	return func(ctx context.Context) error {
+		first, again, err := t.one.Begun(ctx)
+		switch {
+		case again && first.Doubt:
+			return &gateway.Refusal{Code: gateway.InDoubt, InDoubt: true, Err: &repeated{first},
+				Say: "this call was sent before, and it is not known whether it was done; look before you repeat it, and then repeat it under a new id"}
+		case again:
+			return &gateway.Refusal{Code: gateway.Cancelled, Err: &repeated{first}}
+		case err != nil && ctx.Err() != nil:
+			t.cancelFirst(ctx)
+			return &gateway.Refusal{Code: gateway.Cancelled, Say: "the call was cancelled", Err: context.Cause(ctx)}
+		case err != nil:
+			return &gateway.Refusal{Code: gateway.Internal, Err: fmt.Errorf("look for an earlier attempt: %w", err),
+				Say: "it cannot be found out right now whether this call was sent before, so nothing was done; try again in a moment"}
+		}
+		return nil
+	}
+}
+
+// cancelFirst passes on that an agent cancelled a repetition: it means the first one,
+// which may be on another replica.
+func (t *try) cancelFirst(ctx context.Context) {
+	if context.Cause(ctx) != errCancelled {
+		return
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), frameTime)
 	defer cancel()
-	if err := e.Attempts.Broke(ctx, t.tenant, t.key, kept); err != nil {
-		e.Logger.Error("a call whose answer did not arrive was not remembered; its client may run it twice", "call", did.call, "err", err)
+	if err := t.edge.Sessions.Tell(ctx, gateway.News{Session: t.session, Cancelled: t.id}); err != nil {
+		t.edge.Logger.Warn("a cancellation was not passed on", "err", err)
 	}
 }
+
+// again is the answer to a repetition, which is the first one's.
+func (e *Edge) again(r request, err error) (answer, bool) {
+	again, ok := errors.AsType[*repeated](err)
+	switch {
+	case !ok:
+		return answer{}, false
+	case again.first.Doubt:
+		refusal := *refusalOf(err)
+		if again.first.Call != "" {
+			refusal.CallID = again.first.Call
+		}
+		return e.answerRefusal(r, &refusal), true
+	}
+	e.Logger.Info("a repeated call was answered from its first attempt", "call", again.first.Call, "session", r.cred.Session != "")
+	return answer{body: again.first.Answer, failed: again.first.Error, status: cmpStatus(&fault{}, r.modern)}, true
+}
+
+// end says how a call ended that was about to be sent. Of one that came to nothing
+// there is nothing to remember: it can be repeated.
+func (t *try) end(how gateway.RunEnd, a answer, did outcome) {
+	if t == nil || t.one == nil || t.ended {
+		return
+	}
+	t.ended = true
+	kept := gateway.Attempt{Call: did.call, Doubt: true}
+	switch {
+	case did.done && a.body != nil:
+		kept = gateway.Attempt{Call: did.call, Answer: a.body[a.room:], Error: a.failed}
+	case !did.done && !did.doubt:
+		how = gateway.EndNothing
+	}
+	t.one.End(how, kept)
+}
+
+// written says that the answer is on its way. Whether it arrives its connection says,
+// where it can.
+func (t *try) written(hr *http.Request, a answer, did outcome) {
+	if t == nil || t.one == nil {
+		return
+	}
+	t.end(gateway.EndWritten, a, did)
+	on := connOf(hr)
+	switch {
+	case on != nil && hr.ProtoMajor == 1 && on.watch(t.one):
+	case hr.Context().Err() != nil:
+		t.one.End(gateway.EndLost, gateway.Attempt{})
+	default:
+		t.one.End(gateway.EndArrived, gateway.Attempt{})
+	}
+}
+
+// close is for a call that blew up.
+func (t *try) close() { t.end(gateway.EndLost, answer{}, outcome{doubt: true}) }

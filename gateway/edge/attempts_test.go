@@ -5,7 +5,10 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"io"
+	"net"
 	"net/http"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -23,14 +26,21 @@ type slowServer struct {
 	end   chan error // what comes of the call; nil: done
 	mu    sync.Mutex
 	runs  int
+	once  []string
 }
 
 func (s *slowServer) Handle(ctx context.Context, c gateway.Call, _ gateway.Stream) (gateway.Result, error) {
 	if _, _, err := s.Admit(ctx, c.Credential); err != nil {
 		return gateway.Result{}, err
 	}
+	if c.Begin != nil {
+		if err := c.Begin()(ctx); err != nil {
+			return gateway.Result{}, err
+		}
+	}
 	s.mu.Lock()
 	s.runs++
+	s.once = append(s.once, c.Once)
 	s.mu.Unlock()
 	s.began <- c.JSONRPCID
 	if err := <-s.end; err != nil {
@@ -45,15 +55,21 @@ func (s *slowServer) ran() int {
 	return s.runs
 }
 
-func openSlow(t *testing.T) (*door, *slowServer, *gatewaytest.Attempts) {
+// A slowDoor is one before a slow server.
+type slowDoor struct {
+	*door
+	kept *gatewaytest.Attempts
+}
+
+func openSlow(t *testing.T) (*slowDoor, *slowServer) {
 	s := &slowServer{house: newHouse(), began: make(chan string, 8), end: make(chan error, 8)}
 	kept := &gatewaytest.Attempts{}
 	d := another(t, s.house, func(c *Config) { c.Gateway, c.Attempts = s, kept })
-	return d, s, kept
+	return &slowDoor{d, kept}, s
 }
 
 // leave makes a call and hangs up while it is carried out.
-func (d *door) leave(s *slowServer, r req) {
+func (d *slowDoor) leave(s *slowServer, r req) {
 	d.Helper()
 	ctx, cancel := context.WithCancel(d.Context())
 	hr := d.request(r).WithContext(ctx)
@@ -69,26 +85,17 @@ func (d *door) leave(s *slowServer, r req) {
 	cancel()
 	<-gone
 	waitFor(d.T, "the door's word of it", func() bool {
-		d.edge.tries.mu.Lock()
-		defer d.edge.tries.mu.Unlock()
-		for _, all := range d.edge.tries.m {
-			for _, one := range all {
-				if one.client.Err() == nil {
-					return false
-				}
-			}
-		}
-		return true
+		n, gone := d.kept.Running()
+		return n == gone
 	})
 }
 
 // over waits until nothing is under way.
-func (d *door) over() {
+func (d *slowDoor) over() {
 	d.Helper()
 	waitFor(d.T, "the end of the call", func() bool {
-		d.edge.tries.mu.Lock()
-		defer d.edge.tries.mu.Unlock()
-		return len(d.edge.tries.m) == 0
+		n, _ := d.kept.Running()
+		return n == 0
 	})
 }
 
@@ -122,7 +129,7 @@ func TestRepeatedCalls(t *testing.T) {
 			req{body: strings.Replace(legacyCall.body, `"id":1`, `"id":"\u0061"`, 1)}, `"id":"\u0061","result":{"content":[{"type":"text","text":"done"}]}`, 1, false},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			d, s, _ := openSlow(t)
+			d, s := openSlow(t)
 			d.leave(s, row.first)
 			second := make(chan res, 1)
 			if row.whileItRuns {
@@ -152,7 +159,7 @@ func TestRepeatedCalls(t *testing.T) {
 
 // Whose task is over reads nothing more of what it did.
 func TestRepeatedCallAfterItsTask(t *testing.T) {
-	d, s, _ := openSlow(t)
+	d, s := openSlow(t)
 	r := req{body: call("echo", "{}")}
 	d.leave(s, r)
 	s.end <- nil
@@ -176,16 +183,20 @@ func TestRepeatedCallWhileNobodyCanTell(t *testing.T) {
 	}
 }
 
-type forgetful struct{ gateway.Attempts }
+type forgetful struct{ gateway.Try }
 
-func (forgetful) Broken(context.Context, string, string) (gateway.Attempt, bool, error) {
+func (f forgetful) Begin(gateway.Run) gateway.Try { return f }
+
+func (forgetful) Begun(context.Context) (gateway.Attempt, bool, error) {
 	return gateway.Attempt{}, false, errDown
 }
+
+func (forgetful) End(gateway.RunEnd, gateway.Attempt) {}
 
 // Two clients that count alike and ask the same do not wait for each other; a
 // session that uses an id twice does.
 func TestEqualCallsAtOnce(t *testing.T) {
-	d, s, _ := openSlow(t)
+	d, s := openSlow(t)
 	r := modernReq("tools/call", "echo", `"name":"echo"`)
 	out := make(chan res, 2)
 	for range 2 {
@@ -214,31 +225,188 @@ func TestEqualCallsAtOnce(t *testing.T) {
 		t.Error("an id was used twice at once in one session")
 	}
 	s.end <- nil
-	get(t, "first answer", out)
-	get(t, "start", s.began)
+	for range 2 {
+		if got := get(t, "answer", out); !strings.Contains(got.body, "done") {
+			t.Error(got.body)
+		}
+	}
+	// Answered, it is answered from that for as long as it is kept, and nowhere else.
+	if got := d.do(in); !strings.Contains(got.body, "done") || s.ran() != 3 {
+		t.Errorf("%s, %d runs", got.body, s.ran())
+	}
 	s.end <- nil
-	get(t, "second answer", out)
+	d.do(in.with(mcp.HeaderSessionID, d.session("alice")))
+	if s.ran() != 4 {
+		t.Errorf("%d runs", s.ran())
+	}
+	if o := s.once; o[0] != "" || o[1] != "" || o[2] == "" || o[3] == "" || o[2] == o[3] {
+		t.Errorf("what can only be the same call made again: %q", o)
+	}
 }
 
-// An answer that is too large to keep is as good as none.
-func TestLargeAnswersAreNotKept(t *testing.T) {
-	d, _, kept := openSlow(t)
-	one := &try{key: "k", tenant: "acme"}
+// Hanging up is a cancel in the modern era only; before it the call goes on.
+func TestHangingUp(t *testing.T) {
 	for _, row := range []struct {
-		size  int
-		doubt bool
-	}{{maxKept, false}, {maxKept + 1, true}} {
-		d.edge.broke(t.Context(), one, result(make([]byte, row.size)), outcome{done: true})
-		got, ok, err := kept.Broken(t.Context(), "acme", "k")
-		if err != nil || !ok || got.Doubt != row.doubt || (got.Answer == nil) != row.doubt {
-			t.Errorf("%d: %v %v %v", row.size, got.Doubt, ok, err)
+		name    string
+		r       req
+		cancels bool
+	}{
+		{"2026-07-28", modernReq("tools/call", "hold", `"name":"hold"`), true},
+		{"without a session", req{body: call("hold", "{}")}, false},
+		{"in a session", req{body: call("hold", "{}")}, false},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			h := newHouse()
+			s := &patientServer{house: h, began: make(chan context.Context, 8), end: make(chan struct{})}
+			kept := &gatewaytest.Attempts{}
+			d := &slowDoor{another(t, h, func(c *Config) { c.Gateway, c.Attempts = s, kept }), kept}
+			if row.name == "in a session" {
+				row.r = row.r.with(mcp.HeaderSessionID, d.session("alice"))
+			}
+			c := d.dial(row.r)
+			ctx := get(t, "start of the call", s.began)
+			c.Close()
+			waitFor(t, "the door's word of it", func() bool {
+				n, gone := kept.Running()
+				return n == gone
+			})
+			if row.cancels {
+				<-ctx.Done()
+				d.over()
+				return
+			}
+			if ctx.Err() != nil {
+				t.Error("hanging up cancelled the call")
+			}
+			out := make(chan res, 1)
+			go func() { out <- d.do(row.r) }()
+			waitFor(t, "the repetition", func() bool {
+				d.edge.mu.Lock()
+				defer d.edge.mu.Unlock()
+				return d.edge.inside == 2
+			})
+			close(s.end)
+			if got := get(t, "answer", out); !strings.Contains(got.body, "patience") || len(s.began) != 0 {
+				t.Error(got.body)
+			}
+		})
+	}
+}
+
+// A patientServer also tells its agent of something before it answers.
+type patientServer struct {
+	*house
+	began chan context.Context
+	end   chan struct{}
+}
+
+func (s *patientServer) Handle(ctx context.Context, c gateway.Call, back gateway.Stream) (gateway.Result, error) {
+	if err := c.Begin()(ctx); err != nil {
+		return gateway.Result{}, err
+	}
+	s.began <- ctx
+	select {
+	case <-s.end:
+	case <-ctx.Done():
+		return gateway.Result{}, &gateway.Refusal{Code: gateway.Cancelled, InDoubt: true}
+	}
+	if back != nil {
+		for range 3 {
+			if err := back.Notify(ctx, "notifications/message", json.RawMessage(`{"level":"error","data":"hello"}`)); err != nil {
+				return gateway.Result{}, err
+			}
 		}
+	}
+	return gateway.Result{Raw: json.RawMessage(`{"content":[{"type":"text","text":"patience"}]}`)}, nil
+}
+
+// dial sends a request on a connection of its own.
+func (d *door) dial(r req) net.Conn {
+	d.Helper()
+	c, err := net.Dial("tcp", strings.TrimPrefix(d.url, "http://"))
+	if err != nil {
+		d.Fatal(err)
+	}
+	d.Cleanup(func() { c.Close() })
+	if err := d.request(r).Write(c); err != nil {
+		d.Fatal(err)
+	}
+	return c
+}
+
+// An answer that was written is not one that was read: one that is left unread is kept
+// for the repetition, and one that was read is not.
+func TestUnreadAnswers(t *testing.T) {
+	modernCall := modernReq("tools/call", "echo", `"name":"echo","arguments":{"a":1}`)
+	all := func(c net.Conn) error {
+		out, err := http.ReadResponse(bufio.NewReader(c), nil)
+		if err == nil {
+			_, err = io.Copy(io.Discard, out.Body)
+		}
+		return err
+	}
+	for _, row := range []struct {
+		name   string
+		r      req
+		client func(net.Conn) error
+		runs   int
+	}{
+		{"unread", modernCall, func(c net.Conn) error { _, err := c.Read(make([]byte, 1)); c.Close(); return err }, 1},
+		{"unread, and we close", modernCall.with("Connection", "close"), func(c net.Conn) error { _, err := c.Read(make([]byte, 1)); c.Close(); return err }, 1},
+		{"read, and closed", modernCall, func(c net.Conn) error { err := all(c); c.Close(); return err }, 2},
+		{"read, and we close", modernCall.with("Connection", "close"), func(c net.Conn) error { return all(c) }, 2},
+		{"read, and kept open", modernCall, all, 2},
+		{"not read yet", modernCall, func(c net.Conn) error { _, err := c.Read(make([]byte, 1)); return err }, 2},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			if row.runs == 1 && runtime.GOOS != "linux" {
+				t.Skip("nobody says so at once")
+			}
+			d, s := openSlow(t)
+			s.end <- nil
+			c := d.dial(row.r)
+			if err := row.client(c); err != nil {
+				t.Fatal(err)
+			}
+			s.end <- nil
+			if got := d.do(modernCall); !strings.Contains(got.body, "done") || s.ran() != row.runs {
+				t.Errorf("%s, %d runs", got.body, s.ran())
+			}
+		})
+	}
+}
+
+// A repetition that its agent cancels cancels the first one.
+func TestCancelledRepetition(t *testing.T) {
+	h := newHouse()
+	s := &patientServer{house: h, began: make(chan context.Context, 8), end: make(chan struct{})}
+	kept := &gatewaytest.Attempts{}
+	d := &slowDoor{another(t, h, func(c *Config) { c.Gateway, c.Attempts = s, kept }), kept}
+	far := &slowDoor{another(t, h, func(c *Config) { c.Gateway, c.Attempts = s, kept }), kept}
+	for _, where := range []*slowDoor{d, far} {
+		sid := d.session("alice")
+		r := req{body: call("hold", "{}")}.with(mcp.HeaderSessionID, sid)
+		first := d.dial(r)
+		ctx := get(t, "start", s.began)
+		first.Close()
+		out := make(chan res, 1)
+		go func() { out <- where.do(r) }()
+		waitFor(t, "the repetition", func() bool {
+			where.edge.local.mu.Lock()
+			defer where.edge.local.mu.Unlock()
+			u := where.edge.local.sessions[sid]
+			return u != nil && len(u.calls["n1"]) == map[bool]int{true: 2, false: 1}[where == d]
+		})
+		where.do(req{body: `{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":1}}`}.with(mcp.HeaderSessionID, sid))
+		<-ctx.Done()
+		get(t, "end of the repetition", out)
+		d.over()
 	}
 }
 
 // Cancelled by its own agent, a call is not broken.
 func TestCancelledIsNotBroken(t *testing.T) {
-	d, s, _ := openSlow(t)
+	d, s := openSlow(t)
 	sid := d.session("alice")
 	in := func(body string) req { return req{body: body}.with(mcp.HeaderSessionID, sid) }
 	out := make(chan res, 1)

@@ -41,6 +41,7 @@ func (e *Edge) Handler() http.Handler {
 		mux.HandleFunc("OPTIONS "+path, e.metadata)
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		connOf(r).next()
 		h := w.Header()
 		h.Set("Cache-Control", "no-store")
 		h.Set("X-Content-Type-Options", "nosniff")

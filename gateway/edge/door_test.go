@@ -537,12 +537,14 @@ func cancelledContext() context.Context {
 	return ctx
 }
 
-// A client that hangs up cancels its call.
+// A client of 2026-07-28 that hangs up cancels its call.
 func TestHangUpCancels(t *testing.T) {
 	d := open(t)
-	for _, token := range []string{"", `"_meta":{"progressToken":"p"},`} {
+	for _, token := range []string{`"_meta":{`, `"_meta":{"progressToken":"p",`} {
 		ctx, cancel := context.WithCancel(t.Context())
-		r := d.request(req{body: rpc(1, "tools/call", token+`"name":"hold"`)}).WithContext(ctx)
+		in := modernReq("tools/call", "hold", `"name":"hold"`)
+		in.body = strings.Replace(in.body, `"_meta":{`, token, 1)
+		r := d.request(in).WithContext(ctx)
 		go func() {
 			if out, err := http.DefaultClient.Do(r); err == nil {
 				_, _ = bufio.NewReader(out.Body).ReadString(0)

@@ -32,12 +32,15 @@ type Gateway interface {
 	Admit(context.Context, gateway.Credential) (gateway.Principal, gateway.Task, error)
 	OpenSession(ctx context.Context, cred gateway.Credential, session, protocol string, caps json.RawMessage) error
 	CloseSession(context.Context, gateway.Credential) error
+	RootsChanged(context.Context, gateway.Credential) error
 	List(context.Context, gateway.Credential, gateway.Sort, gateway.CallRef) ([]gateway.Tool, error)
 	Shown(context.Context, gateway.Credential, gateway.Sort) (string, error)
 	Malformed(context.Context, gateway.Credential)
 	Handle(context.Context, gateway.Call, gateway.Stream) (gateway.Result, error)
 	Follow(ctx context.Context, c gateway.Call, updated func()) error
 	Look(ctx context.Context, c gateway.Call) (gateway.Handle, error)
+	Kept(ctx context.Context, c gateway.Call) (gateway.Handle, error)
+	Watch(ctx context.Context, c gateway.Call, moved func()) error
 	Update(ctx context.Context, c gateway.Call) (gateway.Handle, error)
 	Withdraw(ctx context.Context, c gateway.Call) (gateway.Handle, error)
 	StartTask(context.Context, gateway.Credential, gateway.TaskSpec) (gateway.Task, gateway.Secret, error)
@@ -51,7 +54,7 @@ type Gateway interface {
 type Config struct {
 	Gateway      Gateway
 	Sessions     gateway.Sessions // the same as the gateway's; for what legacy sessions send
-	Attempts     gateway.Attempts // calls whose answers did not arrive; nil: a repeated call is a new one
+	Attempts     gateway.Attempts // calls that are under way, or whose answers did not arrive; nil: a repeated call is a new one
 	Name         string           // what the server calls itself; default "toolbroker"
 	Version      string           // of the program
 	Instructions string           // for agents, on how to use the tools; may be empty
@@ -70,8 +73,9 @@ type Config struct {
 
 	// ApprovalURL returns the console's link to an approval request; nil for none.
 	ApprovalURL func(tenant, id string) string
-	// Decided returns once an approval request is not pending any more; nil: no
-	// legacy client is sent to the console, since nobody could tell it when to go on.
+	// Decided returns once an approval request is not pending any more, or with
+	// gateway.ErrNotFound; nil: no legacy client is sent to the console, since nobody
+	// could tell it when to go on.
 	Decided func(ctx context.Context, tenant, id string) error
 
 	Logger *slog.Logger     // operational log; default discards
@@ -82,11 +86,10 @@ type Config struct {
 type Edge struct {
 	Config
 	answerers
-	local   underway
-	feeds   feeds
-	tries   tries
-	waiting sync.Map // approval requests whose answers a session waits for
-	waits   atomic.Int64
+	local  underway
+	feeds  feeds
+	visits visits
+	waits  atomic.Int64 // words on their way to other replicas' streams
 
 	streams, calls       context.Context // end with the streams of notices, and with the calls
 	endStreams, endCalls context.CancelFunc
@@ -190,7 +193,7 @@ func (e *Edge) leave() {
 
 // Why a call's context ended, where it was not the agent's connection.
 var (
-	errShutdown   = errors.New("the gateway is shutting down")
+	errShutdown   = gateway.ErrGoingDown
 	errCancelled  = errors.New("the agent cancelled the call")
 	errReaderGone = errors.New("the agent does not read its answer")
 	errSessionEnd = errors.New("the session ended")

@@ -29,8 +29,7 @@ func (e *Edge) manage(ctx context.Context, r request) (answer, error) {
 		e.Gateway.Malformed(ctx, r.cred)
 		return r.fault(&fault{code: mcp.INVALID_PARAMS, message: bad}), nil
 	}
-	c := gateway.Call{Credential: r.cred, Method: r.method, Name: id, JSONRPCID: string(r.id), Protocol: r.protocol,
-		Caps: json.RawMessage(r.caps), Meta: json.RawMessage(r.meta), LogLevel: r.level}
+	c := r.about(r.method, id)
 	var h gateway.Handle
 	var err error
 	if !isID(id) {
@@ -52,13 +51,19 @@ func (e *Edge) manage(ctx context.Context, r request) (answer, error) {
 	if r.method != gateway.MethodTaskGet {
 		return done(true), nil
 	}
-	return result(e.detailed(r, h)), nil
+	return result(e.detailed(r, h, gateway.ResultComplete)), nil
+}
+
+// about is what a request asks, or does, about a handle.
+func (r request) about(method, id string) gateway.Call {
+	return gateway.Call{Credential: r.cred, Method: method, Name: id, JSONRPCID: string(r.id), Protocol: r.protocol,
+		Caps: json.RawMessage(r.caps), Meta: json.RawMessage(r.meta), LogLevel: r.level}
 }
 
 // A handle is one as the extension has it: the fields of a task, beside those of
 // a result.
 type handle struct {
-	ResultType string `json:"resultType"`
+	ResultType string `json:"resultType,omitempty"` // none in a notice
 	ID         string `json:"taskId"`
 	Status     string `json:"status"`
 	Message    string `json:"statusMessage,omitempty"`
@@ -92,9 +97,10 @@ func (h handle) with(member string, value []byte) []byte {
 	return append(append(b, value...), '}')
 }
 
-// detailed is a handle with what came of it so far.
-func (e *Edge) detailed(r request, h gateway.Handle) []byte {
-	out := handleOf(h, gateway.ResultComplete)
+// detailed is a handle with what came of it so far: a result of this type, or what a
+// notice carries, which has none.
+func (e *Edge) detailed(r request, h gateway.Handle, resultType string) []byte {
+	out := handleOf(h, resultType)
 	switch h.Status {
 	case gateway.HandleInput:
 		wants, err := tidy(h.Wants)
@@ -104,6 +110,9 @@ func (e *Edge) detailed(r request, h gateway.Handle) []byte {
 		}
 		return out.with("inputRequests", wants)
 	case gateway.HandleCompleted, gateway.HandleFailed:
+		if h.Refused { // by us, in our own words
+			return out.with("error", h.Result.Error)
+		}
 		r.method = gateway.MethodCall // what it is the outcome of
 		a, err := relay(r, gateway.Result{Type: h.Result.Type, Raw: h.Result.Raw, Error: h.Result.Error})
 		if err != nil {

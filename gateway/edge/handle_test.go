@@ -68,13 +68,17 @@ func TestHandles(t *testing.T) {
 		{"cancelled", func(h *gateway.Handle) { h.Status = gateway.HandleCancelled }, tasksCap, "cancelled", ""},
 		{"completed", func(h *gateway.Handle) {
 			h.Status, h.Result.Raw = gateway.HandleCompleted, []byte(`{"content":[ {"type":"text","text":"<&>"} ],"n":12345678901234567890,"_meta":{"io.modelcontextprotocol/related-task":1,"io.toolbroker/x":2}}`)
-		}, tasksCap, "completed", `,"result":{"resultType":"complete","content":[ {"type":"text","text":"<&>"} ],"n":12345678901234567890,"_meta":{}}`},
+		}, tasksCap, "completed", `,"result":{"resultType":"complete","content":[ {"type":"text","text":"<&>"} ],"n":12345678901234567890}`},
 		{"completed by a tool that failed", func(h *gateway.Handle) {
 			h.Status, h.Result.Raw = gateway.HandleCompleted, []byte(`{"content":[],"isError":true}`)
 		}, tasksCap, "completed", `,"result":{"resultType":"complete","content":[],"isError":true}`},
 		{"failed", func(h *gateway.Handle) {
 			h.Status, h.Result.Error = gateway.HandleFailed, []byte(`{"code":-5,"message":"m","data":{"io.toolbroker/x":1}}`)
 		}, tasksCap, "failed", `,"error":{"code":-5,"message":"m","data":{}}`},
+		{"failed by a refusal of ours", func(h *gateway.Handle) {
+			h.Status, h.Refused = gateway.HandleFailed, true
+			h.Result.Error = []byte(`{"code":-32000,"message":"in_doubt: m","data":{"io.toolbroker/refusal":{"code":"in_doubt","call":"call-1"}}}`)
+		}, tasksCap, "failed", `,"error":{"code":-32000,"message":"in_doubt: m","data":{"io.toolbroker/refusal":{"code":"in_doubt","call":"call-1"}}}`},
 		{"completed by what cannot be passed on", func(h *gateway.Handle) {
 			h.Status, h.Result.Raw = gateway.HandleCompleted, []byte(`{"resultType":"input_required"}`)
 		}, tasksCap, "failed", `,"error":{"code":-32603,"message":"the tool's server gave an answer that cannot be passed on"}`},

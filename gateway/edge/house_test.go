@@ -24,27 +24,30 @@ import (
 // A house is the facade behind the door, small and honest: tokens are
 // principals, sessions are bound, and a tool's name says what it does.
 type house struct {
-	mu        sync.Mutex
-	tokens    map[string]gateway.Principal
-	ended     map[string]bool   // tasks
-	sessions  map[string]string // to whose they are
-	kept      *gatewaytest.Sessions
-	shown     map[gateway.Sort]string // what Shown says
-	followed  map[string][]func()     // by URI
-	handle    gateway.Handle          // what Look returns
-	tools     []gateway.Tool
-	calls     []gateway.Call
-	malformed int
-	admits    int
-	asked     bool // the last call asked for progress
-	closed    []string
-	started   []gateway.TaskSpec
-	parents   []string // of the children among them
-	exchanged []gateway.Exchange
-	seen      []gateway.Credential // by Identify and Exchange
-	granted   gateway.Task         // what Exchange returns
-	proofs    map[string]bool      // that were used
-	down      error                // what the gateway says while it cannot tell
+	mu       sync.Mutex
+	tokens   map[string]gateway.Principal
+	ended    map[string]bool   // tasks
+	sessions map[string]string // to whose they are
+	kept     *gatewaytest.Sessions
+	shown    map[gateway.Sort]string // what Shown says
+	followed map[string][]func()     // by URI
+	watched  map[string][]func()     // by handle
+	handle   gateway.Handle          // what Look returns
+
+	everyHandle bool // whatever is named is there
+	tools       []gateway.Tool
+	calls       []gateway.Call
+	malformed   int
+	admits      int
+	asked       bool // the last call asked for progress
+	closed      []string
+	started     []gateway.TaskSpec
+	parents     []string // of the children among them
+	exchanged   []gateway.Exchange
+	seen        []gateway.Credential // by Identify and Exchange
+	granted     gateway.Task         // what Exchange returns
+	proofs      map[string]bool      // that were used
+	down        error                // what the gateway says while it cannot tell
 
 	holding chan string      // each held call says its principal
 	ended1  chan error       // and how its context ended
@@ -71,7 +74,7 @@ func newHouse() *house {
 		},
 		proofs: map[string]bool{},
 		ended:  map[string]bool{}, sessions: map[string]string{}, kept: gatewaytest.NewSessions(),
-		shown: map[gateway.Sort]string{}, followed: map[string][]func(){},
+		shown: map[gateway.Sort]string{}, followed: map[string][]func(){}, watched: map[string][]func(){},
 		holding: make(chan string, 16), ended1: make(chan error, 16),
 		tools: []gateway.Tool{
 			tool("echo", any), tool("hold", any), tool("raw", any), tool("refuse", any), tool("steps", any),
@@ -176,6 +179,13 @@ func (h *house) OpenSession(ctx context.Context, c gateway.Credential, session, 
 	return h.kept.Open(ctx, session, gateway.Session{Binding: binding(p, c), Tenant: p.Tenant, Task: t.ID, Protocol: protocol, Caps: caps})
 }
 
+func (h *house) RootsChanged(ctx context.Context, c gateway.Credential) error {
+	if _, err := h.Identify(ctx, c); err != nil {
+		return err
+	}
+	return h.kept.Tell(ctx, gateway.News{Session: c.Session, Roots: true})
+}
+
 func (h *house) CloseSession(ctx context.Context, c gateway.Credential) error {
 	if _, err := h.Identify(ctx, c); err != nil {
 		return err
@@ -250,6 +260,11 @@ func (h *house) handleOf(ctx context.Context, c gateway.Call) (gateway.Handle, e
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.calls = append(h.calls, c)
+	if h.everyHandle {
+		one := h.handle
+		one.ID = c.Name
+		return one, nil
+	}
 	if c.Name != h.handle.ID || h.handle.ID == "" {
 		return gateway.Handle{}, no(gateway.UnknownHandle, "words", errors.New("another's, or none"))
 	}
@@ -258,6 +273,34 @@ func (h *house) handleOf(ctx context.Context, c gateway.Call) (gateway.Handle, e
 
 func (h *house) Look(ctx context.Context, c gateway.Call) (gateway.Handle, error) {
 	return h.handleOf(ctx, c)
+}
+
+func (h *house) Kept(ctx context.Context, c gateway.Call) (gateway.Handle, error) {
+	one, err := h.handleOf(ctx, c)
+	return one, err
+}
+
+func (h *house) Watch(ctx context.Context, c gateway.Call, moved func()) error {
+	moved()
+	h.mu.Lock()
+	h.watched[c.Name] = append(h.watched[c.Name], moved)
+	h.mu.Unlock()
+	<-ctx.Done()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.watched, c.Name)
+	return no(gateway.Cancelled, "", ctx.Err())
+}
+
+// move says that a handle moved, and to how many.
+func (h *house) move(id string) int {
+	h.mu.Lock()
+	all := h.watched[id]
+	h.mu.Unlock()
+	for _, moved := range all {
+		moved()
+	}
+	return len(all)
 }
 
 func (h *house) Update(ctx context.Context, c gateway.Call) (gateway.Handle, error) {
@@ -327,6 +370,10 @@ func (h *house) Handle(ctx context.Context, c gateway.Call, s gateway.Stream) (g
 			return refuse(no(gateway.BadArguments, "", err))
 		}
 		for _, a := range in.Asks {
+			if strings.HasPrefix(a.Method, "notifications/") {
+				_ = s.Notify(ctx, a.Method, a.Params)
+				continue
+			}
 			out, err := s.Ask(ctx, a.Method, a.Params)
 			h.set(func() { h.asks, h.asksErr = append(h.asks, out), append(h.asksErr, err) })
 		}
@@ -475,6 +522,7 @@ func another(t *testing.T, h *house, change ...func(*Config)) *door {
 	}
 	srv := httptest.NewUnstartedServer(e.Handler())
 	srv.Config = Server("", e.Handler())
+	srv.Listener = Watch(srv.Config, srv.Listener)
 	srv.Start()
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)

@@ -85,7 +85,15 @@ func (e *Edge) setLevel(ctx context.Context, r request) (answer, error) {
 		e.Gateway.Malformed(ctx, r.cred)
 		return r.fault(&fault{code: mcp.INVALID_PARAMS, message: "params.level must be one of " + strings.Join(levels, ", ")}), nil
 	}
-	return e.change(ctx, r, func(s *gateway.Session) { s.LogLevel = level })
+	a, err := e.change(ctx, r, func(s *gateway.Session) { s.LogLevel = level })
+	if err != nil || a.failed {
+		return a, err
+	}
+	// Servers that it has sessions at hear it now; its next call says it as well.
+	if err := e.Sessions.Tell(ctx, gateway.News{Session: r.cred.Session, Level: level}); err != nil {
+		e.Logger.Warn("a log level was not passed on", "err", err)
+	}
+	return a, nil
 }
 
 // follow lets a session hear of a resource's changes, on its stream of notices:

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/go-json-experiment/json/jsontext"
@@ -91,19 +92,36 @@ func readCursor(v jsontext.Value, s gateway.Sort) (after string, ok bool) {
 	return after, ok && after != "" && writeCursor(s, after) == text
 }
 
+// Lists are long, and each is written once: they share memory.
+var listBodies sync.Pool
+
+// spentList takes the body of a list that was written.
+func spentList(a answer) {
+	if a.room > 0 {
+		b := a.body[:0]
+		listBodies.Put(&b)
+	}
+}
+
 // answerList is the result of a list method, after some room. The definitions in
-// it are their servers' own bytes.
+// it are their servers' own bytes, without what would cost an agent the whole list.
 func answerList(member string, all []gateway.Tool, next string, modern bool) []byte {
 	size := listRoom + 256 + len(next)
 	for _, t := range all {
-		size += len(t.Definition) + 1
+		size += len(t.Listed(modern)) + 1
 	}
-	b := append(append(append(make([]byte, listRoom, size), `{"`...), member...), `":[`...)
+	var b []byte
+	if last, ok := listBodies.Get().(*[]byte); ok && cap(*last) >= size {
+		b = *last
+	} else {
+		b = make([]byte, 0, size)
+	}
+	b = append(append(append(b[:listRoom], `{"`...), member...), `":[`...)
 	for i, t := range all {
 		if i > 0 {
 			b = append(b, ',')
 		}
-		def := []byte(t.Definition)
+		def := []byte(t.Listed(modern))
 		if mayBeOurs(def) {
 			if clean, err := tidy(def); err == nil {
 				def = clean

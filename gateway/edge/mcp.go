@@ -157,6 +157,9 @@ func (e *Edge) post(w http.ResponseWriter, hr *http.Request, r request) {
 			return
 		}
 		write(w, r, a)
+		if what == lists {
+			spentList(a)
+		}
 	}
 }
 
@@ -199,26 +202,42 @@ func naming(cred gateway.Credential, m message) (gateway.Credential, error) {
 
 var errTwoTasks = errors.New("the header and _meta name different tasks")
 
-// notified takes in a notification. Only a cancellation means anything to us,
-// and only within a legacy session: elsewhere an id names nobody. In the modern era
-// closing the stream cancels. The call may be on another replica.
+// notified takes in a notification. Only a cancellation, and that the agent's roots
+// changed, mean anything to us, and only within a legacy session: elsewhere an id
+// names nobody. In the modern era closing the stream cancels. The call may be on
+// another replica.
 func (e *Edge) notified(ctx context.Context, r request) {
-	if r.method != "notifications/cancelled" || r.modern || r.cred.Session == "" || !isRequestID(r.requestID) {
+	if r.modern || r.cred.Session == "" {
 		return
 	}
-	if id := idKey(r.requestID); !e.local.cancel(r.cred.Session, id) {
-		if err := e.Sessions.Cancel(ctx, r.cred.Session, id); err != nil {
+	switch {
+	case r.method == rootsChanged:
+		if err := e.Gateway.RootsChanged(ctx, r.cred); err != nil {
+			e.Logger.Warn("that an agent's roots changed was not passed on", "err", err)
+		}
+	case r.method == "notifications/cancelled" && isRequestID(r.requestID):
+		id := idKey(r.requestID)
+		if e.local.cancel(r.cred.Session, id) {
+			return
+		}
+		if err := e.Sessions.Tell(ctx, gateway.News{Session: r.cred.Session, Cancelled: id}); err != nil {
 			e.Logger.Warn("a cancellation was not passed on", "err", err)
 		}
 	}
 }
 
-// heard is what a session did on another replica.
-func (e *Edge) heard(session, request string, closed bool) {
-	if closed {
-		e.local.end(session)
-	} else {
-		e.local.cancel(session, request)
+const rootsChanged = "notifications/roots/list_changed"
+
+// heard is what a session did on another replica, or what a server there has for it.
+func (e *Edge) heard(n gateway.News) {
+	switch {
+	case n.Closed:
+		e.local.end(n.Session)
+		e.visits.end(n.Session)
+	case n.Cancelled != "":
+		e.local.cancel(n.Session, n.Cancelled)
+	case n.Note != nil:
+		e.pass(n.Session, *n.Note)
 	}
 }
 
@@ -279,61 +298,69 @@ func unsupported(version string) *fault {
 		data: mcp.UnsupportedProtocolVersionData{Supported: mcp.ValidProtocolVersions, Requested: version}}
 }
 
+// callHTTP carries out what has a downstream. In the modern era whoever hangs up
+// cancels; before it only who says so does, and the call of one that is gone goes on
+// for its repetition.
 func (e *Edge) callHTTP(w http.ResponseWriter, hr *http.Request, r request, plain, events bool) {
-	ctx, cancel := context.WithCancelCause(hr.Context())
+	client := hr.Context()
+	if !r.modern {
+		client = context.WithoutCancel(client)
+	}
+	ctx, cancel := context.WithCancelCause(client)
 	defer cancel(nil)
 	defer context.AfterFunc(e.calls, func() { cancel(errShutdown) })()
 	if !r.modern && r.cred.Session != "" {
 		defer e.local.call(r.cred.Session, idKey(r.id), cancel)()
 	}
-	out := &reply{edge: e, request: r, w: w, plain: plain, events: events, gone: cancel, progress: progress{token: r.token}}
+	out := &reply{edge: e, request: &r, w: w, plain: plain, events: events, gone: cancel, progress: progress{token: r.token}}
 	defer out.close() // whatever happens: the writer is gone when we return
 	var back gateway.Stream
 	if events && r.wantsNotices() {
 		back = out
 	}
+	if back != nil && !r.modern && r.cred.Session != "" {
+		defer e.local.back(r.cred.Session, out)()
+	}
 	var check func(gateway.Tool) error
 	if r.modern && r.method == gateway.MethodCall {
 		check = func(t gateway.Tool) error { return checkParams(hr.Header, t, r.args) }
 	}
-	try, a, err := e.begin(ctx, r, hr.Context())
-	defer e.end(try)
-	var did outcome
+	t := e.try(r, hr)
+	defer t.close()
+	a, did, err := e.call(ctx, r, check, back, t)
 	switch {
-	case err != nil && context.Cause(ctx) == errCancelled:
-		a, err = answer{}, nil
-	case err != nil && a.body == nil:
-		a, err = e.refused(r, err)
-	case err == nil && a.body == nil:
-		a, did, err = e.call(ctx, r, check, back)
-	}
-	if hr.Context().Err() != nil {
-		e.broke(hr.Context(), try, a, did)
-		return // nobody is there
-	}
-	if err != nil && !out.began() {
+	case hr.Context().Err() != nil: // nobody is there
+		t.end(gateway.EndLost, a, did)
+	case err != nil && !out.began():
+		t.end(gateway.EndLost, a, did)
 		e.refuse(w, hr, r.cred, r.id, err)
-		return
-	}
-	if werr := out.finish(a); werr != nil || hr.Context().Err() != nil {
-		e.broke(hr.Context(), try, a, did)
+	case out.finish(a) != nil:
+		t.end(gateway.EndLost, a, did)
+	case a.body == nil: // cancelled
+		t.end(gateway.EndNothing, a, did)
+	default:
+		t.written(hr, a, did)
 	}
 }
 
 // call carries out what has a downstream. Refusals are answers, but for the two
 // that say that the caller or its session is not who it was when it came in: they
 // are errors as well. An answer without a body is none: the agent cancelled.
-func (e *Edge) call(ctx context.Context, r request, check func(gateway.Tool) error, back gateway.Stream) (answer, outcome, error) {
+func (e *Edge) call(ctx context.Context, r request, check func(gateway.Tool) error, back gateway.Stream, t *try) (answer, outcome, error) {
 	c, bad := r.call()
 	if bad != "" {
 		e.Gateway.Malformed(ctx, r.cred)
 		return r.fault(&fault{code: mcp.INVALID_PARAMS, message: bad}), outcome{}, nil
 	}
-	c.Agrees = check
+	c.Agrees, c.Page = check, e.canSend(r)
+	t.joins(&c)
 	result, err := e.Gateway.Handle(ctx, c, back)
 	did := outcome{done: err == nil, doubt: err != nil && refusalOf(err).InDoubt, call: callID(err)}
 	if err != nil && context.Cause(ctx) == errCancelled {
 		return answer{}, did, nil
+	}
+	if a, again := e.again(r, err); again {
+		return a, outcome{}, nil
 	}
 	if err != nil {
 		a, err := e.refused(r, err)

@@ -57,7 +57,7 @@ func writeJSON(w http.ResponseWriter, status int, body []byte) error {
 // the first notice or question on. It is the call's [gateway.Stream].
 type reply struct {
 	edge          *Edge
-	request       request
+	request       *request
 	w             http.ResponseWriter
 	plain, events bool // what the agent can read
 	gone          context.CancelCauseFunc
@@ -66,6 +66,7 @@ type reply struct {
 	mu     sync.Mutex
 	stream bool // the headers of a stream are out
 	done   bool
+	deaf   bool // nothing more can be written
 	asking int
 	quiet  *time.Timer
 }
@@ -81,10 +82,13 @@ func (r *reply) Notify(ctx context.Context, method string, params json.RawMessag
 		return errAnswered
 	}
 	notice := r.request.notice(&r.progress, method, params)
-	if notice == nil || !r.events {
+	if notice == nil || !r.edge.hears(*r.request, method, params, r.events) {
 		return ctx.Err()
 	}
-	return r.push(notice)
+	if err := r.push(notice); r.request.modern {
+		return err
+	}
+	return nil // the call goes on without its agent
 }
 
 // push sends a message before the answer. The first one starts the stream.
@@ -147,8 +151,11 @@ func (r *reply) send(msg []byte, last bool) error {
 }
 
 func (r *reply) write(p []byte, last bool) error {
+	if r.deaf {
+		return errReaderGone
+	}
 	err := writeWithin(r.w, p, last)
-	if err != nil {
+	if r.deaf = err != nil; r.deaf && r.request.modern {
 		r.gone(errReaderGone)
 	}
 	return err

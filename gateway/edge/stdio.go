@@ -159,8 +159,11 @@ func (p *pipe) one(line []byte, reply func([]byte)) {
 		_ = p.edge.answered(p.ctx, cred, m) // what answers nothing is answered by nobody
 		reply(nil)
 	case m.id == nil:
-		if m.method == "notifications/cancelled" && isRequestID(m.requestID) {
+		switch cred, _, open := p.inSession(); {
+		case m.method == "notifications/cancelled" && isRequestID(m.requestID):
 			p.local.cancel(stdio, idKey(m.requestID))
+		case m.method == rootsChanged && open:
+			p.edge.notified(p.ctx, request{message: m, cred: cred})
 		}
 		reply(nil)
 	case !p.begin():
@@ -286,7 +289,7 @@ func (p *pipe) answer(ctx context.Context, m message) []byte {
 			defer n.close() // nothing about a call follows its answer
 			back = n
 		}
-		if a, _, err = p.edge.call(ctx, r, nil, back); err != nil {
+		if a, _, err = p.edge.call(ctx, r, nil, back, nil); err != nil {
 			err = nil // a stands for it here, where there is no status
 		}
 	case opens:
@@ -414,7 +417,7 @@ func (n *notices) Notify(ctx context.Context, method string, params json.RawMess
 	if n.done {
 		return errAnswered
 	}
-	if msg := n.request.notice(&n.progress, method, params); msg != nil {
+	if msg := n.request.notice(&n.progress, method, params); msg != nil && n.pipe.edge.hears(n.request, method, params, true) {
 		return n.pipe.send(msg)
 	}
 	return ctx.Err()

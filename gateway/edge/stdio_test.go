@@ -273,7 +273,7 @@ func (w *tape) Write(p []byte) (int, error) {
 
 func newReply(w *tape) (*reply, context.Context) {
 	ctx, cancel := context.WithCancelCause(context.Background())
-	return &reply{request: request{message: message{method: gateway.MethodCall, token: []byte("1")}}, w: w, plain: true, events: true, gone: cancel, progress: progress{token: []byte("1")}}, ctx
+	return &reply{request: &request{modern: true, message: message{method: gateway.MethodCall, token: []byte("1")}}, w: w, plain: true, events: true, gone: cancel, progress: progress{token: []byte("1")}}, ctx
 }
 
 // A stream that is quiet is kept alive, from its first frame to its last.
@@ -329,10 +329,15 @@ func TestNothingIsWrittenAfterTheRequest(t *testing.T) {
 		}
 		defer e.Shutdown(cancelledContext())
 		for _, name := range []string{"hold", "echo"} {
+			in := modernReq("tools/call", name, `"name":"`+name+`"`)
+			in.body = strings.Replace(in.body, `"_meta":{`, `"_meta":{"progressToken":1,`, 1)
 			ctx, hangUp := context.WithCancel(t.Context())
 			w := &tape{header: http.Header{}}
-			r := httptest.NewRequestWithContext(ctx, "POST", "/mcp", strings.NewReader(rpc(1, "tools/call", `"name":"`+name+`","_meta":{"progressToken":1}`)))
+			r := httptest.NewRequestWithContext(ctx, "POST", "/mcp", strings.NewReader(in.body))
 			r.Header = http.Header{"Authorization": {"Bearer alice"}, "Content-Type": {"application/json"}, "Accept": {legacyAccept}}
+			for k, v := range in.header {
+				r.Header.Set(k, v)
+			}
 			done := make(chan struct{})
 			go func() { e.Handler().ServeHTTP(w, r); close(done) }()
 			synctest.Wait()
@@ -374,6 +379,19 @@ func TestSlowReaderIsCut(t *testing.T) {
 			t.Errorf("%v after %v, call %v", err, w.cut, context.Cause(ctx))
 		}
 		_ = r.finish(answer{})
+
+		// Before 2026-07-28 it is cut, and its call goes on.
+		w = &tape{header: http.Header{}, limit: 200}
+		r, ctx = newReply(w)
+		r.request.modern = false
+		for range 100 {
+			if err := r.Notify(ctx, "notifications/progress", []byte(`{"progress":1}`)); err != nil {
+				t.Error(err)
+			}
+		}
+		if ctx.Err() != nil || r.finish(answer{body: []byte("{}"), status: 200}) == nil || w.cut != frameTime {
+			t.Errorf("call %v, after %v", context.Cause(ctx), w.cut)
+		}
 
 		w = &tape{header: http.Header{}, limit: 1}
 		r, _ = newReply(w)

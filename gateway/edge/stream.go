@@ -84,7 +84,7 @@ func (e *Edge) feed(ctx context.Context, f *feed, r request, granted *wishList) 
 			return
 		}
 	}
-	if r.can.url && e.Decided != nil && r.cred.Session != "" {
+	if r.can.url && r.cred.Session != "" {
 		mail := make(chan struct{})
 		go func() { defer close(mail); f.takeMail(ctx) }()
 		defer func() { cancel(); <-mail }()
@@ -107,14 +107,17 @@ type wishList struct {
 	Prompts   bool     `json:"promptsListChanged,omitempty"`
 	Resources bool     `json:"resourcesListChanged,omitempty"`
 	URIs      []string `json:"resourceSubscriptions,omitempty"`
+	Tasks     []string `json:"taskIds,omitempty"` // of the MCP tasks extension
 }
 
-func (l wishList) empty() bool { return !l.Tools && !l.Prompts && !l.Resources && len(l.URIs) == 0 }
+func (l wishList) empty() bool {
+	return !l.Tools && !l.Prompts && !l.Resources && len(l.URIs) == 0 && len(l.Tasks) == 0
+}
 
 // subscription reads what a listener asks for and makes its feed, with what of it
 // is granted. It may hear of every list, which shows what it may see; about each
-// resource the gateway is asked, and what it refuses is left out like what is not
-// there.
+// resource and handle the gateway is asked, and what it refuses is left out like what
+// is not there. So is a handle of which nothing more can come.
 func (e *Edge) subscription(ctx context.Context, r request) (*feed, *wishList, *fault, error) {
 	who, _, err := e.Gateway.Admit(ctx, r.cred)
 	if err != nil {
@@ -131,16 +134,31 @@ func (e *Edge) subscription(ctx context.Context, r request) (*feed, *wishList, *
 		bad = "a stream can be subscribed to 64 resources at most"
 	case slices.ContainsFunc(want.URIs, func(uri string) bool { return uri == "" || len(uri) > maxURI }):
 		bad = "a resource's URI is empty or too long"
+	case len(want.Tasks) > maxFollows:
+		bad = "a stream can hear of 64 tasks at most"
+	case slices.ContainsFunc(want.Tasks, func(id string) bool { return id == "" || len(id) > maxName }):
+		bad = "a task's id is empty or too long"
 	}
 	if bad != "" {
 		e.Gateway.Malformed(ctx, r.cred)
 		return nil, nil, &fault{code: mcp.INVALID_PARAMS, message: bad}, nil
+	}
+	if len(want.Tasks) > 0 && !r.can.tasks {
+		return nil, nil, needsTasks, nil
 	}
 	slices.Sort(want.URIs)
 	want.URIs = slices.DeleteFunc(slices.Compact(want.URIs), func(uri string) bool {
 		out, err := e.Gateway.Handle(ctx, gateway.Call{Credential: r.cred, Method: gateway.MethodSubscribe, Name: uri, Args: []byte("{}"),
 			Meta: []byte(r.meta), JSONRPCID: string(r.id), Protocol: r.protocol, Caps: []byte(r.caps)}, nil)
 		return err != nil || out.Error != nil
+	})
+	slices.Sort(want.Tasks)
+	want.Tasks = slices.DeleteFunc(slices.Compact(want.Tasks), func(id string) bool {
+		if !isID(id) {
+			return true // none of ours looks like that
+		}
+		h, err := e.Gateway.Kept(ctx, r.about(gateway.MethodTaskGet, id))
+		return err != nil || h.Final()
 	})
 	lists := map[gateway.Sort]bool{}
 	for s, wanted := range map[gateway.Sort]bool{gateway.SortTool: want.Tools, gateway.SortPrompt: want.Prompts,
@@ -150,6 +168,6 @@ func (e *Edge) subscription(ctx context.Context, r request) (*feed, *wishList, *
 		}
 	}
 	f := e.newFeed(r, who, lists, want.URIs)
-	f.id = r.id
+	f.id, f.handles = r.id, want.Tasks
 	return f, &want, nil, nil
 }

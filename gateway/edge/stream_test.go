@@ -24,7 +24,7 @@ func listenTo(id, notifications string) req {
 // changed for it, and each notice says which subscription it is for.
 func TestListen(t *testing.T) {
 	d := open(t)
-	s := d.post(listenTo(`"sub\u002d1"`, `{"toolsListChanged":true,"resourcesListChanged":true,"promptsListChanged":false,"taskIds":["x"],"resourceSubscriptions":["a:2","a:1","hidden:x","a:2"]}`))
+	s := d.post(listenTo(`"sub\u002d1"`, `{"toolsListChanged":true,"resourcesListChanged":true,"promptsListChanged":false,"taskIds":[],"resourceSubscriptions":["a:2","a:1","hidden:x","a:2"]}`))
 	const tag = `"_meta":{"io.modelcontextprotocol/subscriptionId":"sub-1"}`
 	same := func(got, want string) {
 		t.Helper()
@@ -80,6 +80,115 @@ func TestListenToNothing(t *testing.T) {
 	if got := d.do(listenTo("5", `{"ToolsListChanged":true}`)); got.status != 400 {
 		t.Errorf("another case: %d %s", got.status, got.body)
 	}
+}
+
+func listenToTasks(token, caps, ids string) req {
+	r := declaring(caps, "subscriptions/listen", "", `"notifications":{"taskIds":[`+ids+`]}`)
+	r.token = token
+	r.body = strings.Replace(r.body, `"id":1,`, `"id":"s1",`, 1)
+	return r
+}
+
+// Who listens for a handle hears what tasks/get would say, when that is something
+// new, and only of its own handles, while they run and it may ask for them.
+func TestListenToHandles(t *testing.T) {
+	const tag = `,"_meta":{"io.modelcontextprotocol/subscriptionId":"s1"}}}`
+	const begins = `{"jsonrpc":"2.0","method":"notifications/tasks","params":{"taskId":"h1","status":`
+	at := time.Date(2026, 11, 25, 7, 0, 0, 0, time.UTC)
+	const times = `,"createdAt":"2026-11-25T07:00:00.000Z","lastUpdatedAt":"2026-11-25T07:00:00.000Z","ttlMs":null`
+	d := open(t)
+	d.handle = gateway.Handle{ID: "h1", Status: gateway.HandleWorking, Message: "waits", Created: at, Updated: at}
+	s := d.post(listenToTasks("alice", tasksCap, `"h1","H 2","another","h1"`))
+	if got := get(t, "acknowledgement", s.lines); !strings.Contains(got, `"notifications":{"taskIds":["h1"]}`) {
+		t.Errorf("%s", got)
+	}
+	if got := get(t, "how it is", s.lines); got != begins+`"working","statusMessage":"waits"`+times+tag {
+		t.Errorf("%s", got)
+	}
+	looks := func() (n int) { d.set(func() { n = len(d.calls) }); return n }
+	waitFor(t, "a watcher", func() bool { return d.move("h1") == 1 })
+	before := looks()
+	waitFor(t, "a look", func() bool { d.move("h1"); return looks() > before }) // nothing new
+	d.set(func() {
+		d.handle.Status, d.handle.Message = gateway.HandleInput, ""
+		d.handle.Wants = json.RawMessage(`{"k":{"method":"elicitation/create","params":{"message":"?"}}}`)
+	})
+	d.move("h1")
+	// It is on something that this client cannot be asked, as tasks/get would have it.
+	if got := get(t, "a question", s.lines); got != begins+`"working"`+times+tag {
+		t.Errorf("%s", got)
+	}
+	d.set(func() { d.handle.ID = "its no more" })
+	d.move("h1")
+	d.set(func() { d.down = errDown })
+	d.set(func() {
+		d.handle.ID, d.handle.Status, d.handle.Wants = "h1", gateway.HandleCompleted, nil
+		d.handle.Result.Raw = json.RawMessage(`{"content":[ {"type":"text","text":"<&>"} ],"n":12345678901234567890}`)
+	})
+	d.move("h1")
+	d.set(func() { d.down = nil })
+	const want = begins + `"completed"` + times + `,"result":{"resultType":"complete","content":[ {"type":"text","text":"<&>"} ],"n":12345678901234567890}` + tag
+	if got := get(t, "its end", s.lines); got != want {
+		t.Errorf("%s\nwant\n%s", got, want)
+	}
+	// Of what has ended nothing more can come.
+	if got := d.do(listenToTasks("alice", tasksCap, `"h1"`)); strings.Count(got.body, "data: ") != 2 || !strings.Contains(got.body, `"notifications":{}`) {
+		t.Errorf("%d %s", got.status, got.body)
+	}
+	// A task's end is the stream's, and of its handles nothing is heard any more.
+	d.set(func() { d.ended["task-a"], d.handle.Message = true, "canary" })
+	d.move("h1")
+	if got := get(t, "the end", s.lines); !strings.Contains(got, `"id":"s1","result":{"resultType":"complete"`) || strings.Contains(got, "canary") {
+		t.Errorf("%s", got)
+	}
+	waitFor(t, "the end of watching", func() bool { return d.move("h1") == 0 })
+}
+
+func TestListenToHandlesIsBounded(t *testing.T) {
+	d := open(t)
+	d.handle = gateway.Handle{ID: "h1", Status: gateway.HandleWorking}
+	d.everyHandle = true
+	ids := func(from, n int) string {
+		var all []string
+		for i := range n {
+			all = append(all, fmt.Sprintf(`"h%d"`, from+i))
+		}
+		return strings.Join(all, ",")
+	}
+	for name, row := range map[string]struct {
+		req  req
+		says string
+	}{
+		"undeclared": {listenToTasks("alice", `{}`, `"h1"`), `"code":-32021,"message":"this method needs the client capability io.modelcontextprotocol/tasks","data":{"requiredCapabilities":{"extensions":{"io.modelcontextprotocol/tasks":{}}}}`},
+		"too many":   {listenToTasks("alice", tasksCap, ids(0, maxFollows+1)), `"code":-32602`},
+		"no name":    {listenToTasks("alice", tasksCap, `""`), `"code":-32602`},
+		"too long":   {listenToTasks("alice", tasksCap, `"`+strings.Repeat("x", maxName+1)+`"`), `"code":-32602`},
+		"a number":   {listenToTasks("alice", tasksCap, `7`), `"code":-32602`},
+	} {
+		if got := d.do(row.req); got.status != 400 || !strings.Contains(got.body, row.says) {
+			t.Errorf("%s: %d %s", name, got.status, got.body)
+		}
+	}
+	var all []*openStream
+	for i := range maxWatched / maxFollows {
+		s := d.post(listenToTasks("alice", tasksCap, ids(i*maxFollows, maxFollows)))
+		get(t, "acknowledgement", s.lines)
+		all = append(all, s)
+	}
+	status := func(token string) int {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		out, _ := httpDo(d.request(listenToTasks(token, tasksCap, `"more"`)).WithContext(ctx))
+		return out
+	}
+	if got := status("alice"); got != 429 {
+		t.Errorf("one too many: %d", got)
+	}
+	if got := status("bob"); got != 200 {
+		t.Errorf("another's: %d", got)
+	}
+	all[0].close()
+	waitFor(t, "room", func() bool { return status("alice") == 200 })
 }
 
 // A session follows what it says, from whatever replica it says it; and the stream
@@ -169,7 +278,7 @@ func TestClientsHearThatTheyCanGoOn(t *testing.T) {
 		}
 	}
 	d := open(t, wired)
-	other := another(t, d.house, wired)
+	other := another(t, d.house, wired) // dies before anybody decides
 	d.refusal = &gateway.Refusal{Code: gateway.PendingApproval, Approval: &gateway.ApprovalRequest{ID: "apr-1", Tenant: "acme", Expires: time.Now().Add(time.Hour)}}
 	sid := d.sessionOf("alice", "2025-11-25", `{"elicitation":{"url":{}}}`)
 	s := d.openStream("alice", sid)
@@ -186,9 +295,58 @@ func TestClientsHearThatTheyCanGoOn(t *testing.T) {
 			t.Errorf("%d %s", got.status, got.body)
 		}
 	}
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	_ = other.edge.Shutdown(ended)
 	close(decided)
 	if got := get(t, "word that it can go on", s.lines); got != `{"jsonrpc":"2.0","method":"notifications/elicitation/complete","params":{"elicitationId":"apr-1"}}` {
 		t.Error(got)
 	}
-	waitFor(t, "the end of waiting", func() bool { return other.edge.waits.Load() == 0 })
+	waitFor(t, "that it is forgotten", func() bool {
+		one, err := d.house.kept.Session(t.Context(), sid)
+		return err == nil && len(one.Awaits) == 0
+	})
+}
+
+// It hears so as well where its stream was away meanwhile; and of the newest only,
+// where there are too many.
+func TestClientsHearLaterThatTheyCanGoOn(t *testing.T) {
+	d := open(t, func(c *Config) {
+		c.Decided = func(_ context.Context, _, id string) error {
+			if id == "apr-gone" {
+				return gateway.ErrNotFound
+			}
+			return nil
+		}
+	})
+	sid := d.sessionOf("alice", "2025-11-25", `{"elicitation":{"url":{}}}`)
+	want := map[string]bool{}
+	send := func(id string) {
+		d.set(func() {
+			d.refusal = &gateway.Refusal{Code: gateway.PendingApproval, Approval: &gateway.ApprovalRequest{ID: id, Tenant: "acme", Expires: time.Now().Add(time.Hour)}}
+		})
+		if got := d.do(req{body: call("refuse", "{}")}.with(mcp.HeaderSessionID, sid)); !strings.Contains(got.body, `"code":-32042`) {
+			t.Fatalf("%d %s", got.status, got.body)
+		}
+	}
+	for i := range maxAwaits {
+		send(fmt.Sprint("apr-", i))
+		if i > 0 { // the oldest makes room
+			want[`{"jsonrpc":"2.0","method":"notifications/elicitation/complete","params":{"elicitationId":"`+fmt.Sprint("apr-", i)+`"}}`] = true
+		}
+	}
+	send("apr-gone")
+	want[`{"jsonrpc":"2.0","method":"notifications/elicitation/complete","params":{"elicitationId":"apr-gone"}}`] = true
+	s := d.openStream("alice", sid)
+	for len(want) > 0 {
+		got := get(t, "word that it can go on", s.lines)
+		if !want[got] {
+			t.Fatalf("%s: twice, or not to be told", got)
+		}
+		delete(want, got)
+	}
+	waitFor(t, "that they are forgotten", func() bool {
+		one, err := d.house.kept.Session(t.Context(), sid)
+		return err == nil && len(one.Awaits) == 0
+	})
 }

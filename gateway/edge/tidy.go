@@ -4,10 +4,10 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
-	"io"
 	"net/http"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 
 	strict "github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
@@ -57,11 +57,15 @@ func relayError(r request, raw []byte) answer {
 			f.data = json.RawMessage(data)
 		}
 	}
+	if f.code != mcp.MISSING_REQUIRED_CLIENT_CAPABILITY { // for which MCP has a status whoever says it
+		f.status = http.StatusOK // the request reached a method; how that ended is no matter of HTTP
+	}
 	return r.fault(f)
 }
 
 // tidyResult takes out of a server's result what it may not say to an agent, and
-// adds what the modern era requires. All other bytes stay.
+// adds what the modern era requires. All other bytes stay. What some client would
+// read as another kind of result is none.
 func tidyResult(r request, out gateway.Result) ([]byte, error) {
 	t := tidier{raw: out.Raw, as: modernResult}
 	switch {
@@ -148,20 +152,22 @@ const (
 )
 
 // tidy deletes members in our name space at every depth, and from the top
-// level's _meta what a server says of itself. What it does not delete it leaves
-// byte for byte.
+// level's _meta what a server says of itself; where that was all, the _meta. What
+// it does not delete it leaves byte for byte.
 func tidy(raw []byte) ([]byte, error) {
 	t := tidier{raw: raw}
 	return t.run()
 }
 
 func (t *tidier) run() ([]byte, error) {
-	t.deep, t.dec = mayBeOurs(t.raw), borrow(t.raw, jsontext.AllowDuplicateNames(true))
-	defer giveBack(t.dec)
-	if err := t.value(top); err != nil {
+	if !utf8.Valid(t.raw) {
+		return nil, errWalk
+	}
+	t.deep, t.at = mayBeOurs(t.raw), walker{raw: t.raw}
+	if err := t.value(top, 0); err != nil {
 		return nil, err
 	}
-	if _, err := t.dec.ReadToken(); err != io.EOF {
+	if t.at.next() != 0 {
 		return nil, errors.New("more than one value")
 	}
 	if t.out == nil {
@@ -173,11 +179,12 @@ func (t *tidier) run() ([]byte, error) {
 type tidier struct {
 	raw, out []byte
 	done     int // bytes of raw that are in out, or deleted
-	dec      *jsontext.Decoder
+	at       walker
 	deep     bool // something below the top level could be ours
 	as       kind
 	kind     string // the top level's resultType
 	ttl      bool   // it has a ttlMs that stays
+	emptied  bool   // the top level's _meta holds nothing any more
 }
 
 type place int
@@ -188,81 +195,99 @@ const (
 	elsewhere
 )
 
-func (t *tidier) value(at place) error {
-	switch kind := t.dec.PeekKind(); {
+const maxLevels = 10_000 // no reader before this one takes more
+
+func (t *tidier) value(at place, depth int) error {
+	if depth > maxLevels {
+		return errWalk
+	}
+	switch kind := t.at.next(); {
 	case kind == '{' && (at != elsewhere || t.deep):
-		return t.object(at)
+		return t.object(at, depth)
 	case kind == '[' && t.deep:
-		if _, err := t.dec.ReadToken(); err != nil {
-			return err
-		}
-		for t.dec.PeekKind() != ']' {
-			if err := t.value(elsewhere); err != nil {
+		t.at.i++
+		for first := true; !t.at.take(']'); first = false {
+			if !first && !t.at.take(',') {
+				return errWalk
+			}
+			if err := t.value(elsewhere, depth+1); err != nil {
 				return err
 			}
 		}
-		_, err := t.dec.ReadToken()
-		return err
+		return nil
 	}
-	return t.dec.SkipValue()
+	_, err := t.at.value()
+	return err
 }
 
-func (t *tidier) object(at place) error {
-	if _, err := t.dec.ReadToken(); err != nil {
-		return err
-	}
-	kept := false
-	for t.dec.PeekKind() != '}' {
-		before := int(t.dec.InputOffset())
-		tok, err := t.dec.ReadToken()
+func (t *tidier) object(at place, depth int) error {
+	t.at.i++
+	kept, emptied := false, false
+	for first := true; ; first = false {
+		before := t.at.i
+		if t.at.take('}') {
+			t.emptied = at == topMeta && !kept && emptied
+			return nil
+		}
+		if !first && !t.at.take(',') {
+			return errWalk
+		}
+		name, err := t.at.name()
 		if err != nil {
 			return err
 		}
-		name := tok.String()
 		inside := elsewhere
 		if at == top && name == "_meta" {
 			inside = topMeta
 		}
 		switch {
+		case t.as != anything && at == top && isVariant(name):
+			return errors.New("a name that some read as another")
 		case isOurs(name), at == topMeta && isServers(name), at == top && isVariant(name),
 			at == top && t.as != anything && name == "cacheScope", at == top && t.as == legacyResult && name == "ttlMs":
-			if err := t.dec.SkipValue(); err != nil {
+			if _, err := t.at.value(); err != nil {
 				return err
 			}
-			t.cut(before, int(t.dec.InputOffset()), kept)
+			t.cut(before, t.at.i, kept)
+			emptied = true
 			continue
-		case at == top && name == "resultType" && t.dec.PeekKind() == '"':
-			tok, err := t.dec.ReadToken()
+		case at == top && name == "resultType" && t.at.next() == '"':
+			v, err := t.at.value()
 			if err != nil {
 				return err
 			}
 			if t.kind != "" {
 				return jsontext.ErrDuplicateName
 			}
-			t.kind = tok.String()
+			t.kind = unquote(v)
 			if t.as == legacyResult && t.kind == gateway.ResultComplete { // of a modern server
-				t.cut(before, int(t.dec.InputOffset()), kept)
+				t.cut(before, t.at.i, kept)
 				continue
 			}
 		case at == top && name == "ttlMs" && t.as != anything:
-			v, err := t.dec.ReadValue()
+			v, err := t.at.value()
 			if err != nil {
 				return err
 			}
 			if n, err := strconv.ParseInt(string(v), 10, 64); t.as != cachedResult || t.ttl || err != nil || n < 0 {
-				t.cut(before, int(t.dec.InputOffset()), kept)
+				t.cut(before, t.at.i, kept)
 				continue
 			}
 			t.ttl = true
 		default:
-			if err := t.value(inside); err != nil {
+			out, done := t.out, t.done
+			t.emptied = false
+			if err := t.value(inside, depth+1); err != nil {
 				return err
+			}
+			if inside == topMeta && t.emptied { // nothing but what a server says of itself: it goes whole
+				t.out, t.done = out, done
+				t.cut(before, t.at.i, kept)
+				continue
 			}
 		}
 		kept = true
 	}
-	_, err := t.dec.ReadToken()
-	return err
 }
 
 // cut deletes a member that ends at end: with the comma before it where a member

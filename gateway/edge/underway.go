@@ -2,6 +2,7 @@ package edge
 
 import (
 	"context"
+	"slices"
 	"sync"
 )
 
@@ -15,20 +16,21 @@ type underway struct {
 }
 
 type session struct {
-	calls  map[string]*task
+	calls  map[string][]*task // by id; more than one where a call was repeated
+	backs  map[*reply]bool    // calls whose streams can take a question
 	stream *task
 }
 
 type task struct{ cancel context.CancelCauseFunc }
 
-// call remembers how to cancel a call until done is called. Of two calls with
-// one id the newer can be cancelled: ids are the client's to keep apart.
+// call remembers how to cancel a call until done is called. Calls with one id are
+// one call and its repetitions, and are cancelled together.
 func (u *underway) call(sid, id string, cancel context.CancelCauseFunc) (done func()) {
 	t := &task{cancel}
-	u.change(sid, func(s *session) { s.calls[id] = t })
+	u.change(sid, func(s *session) { s.calls[id] = append(s.calls[id], t) })
 	return func() {
 		u.change(sid, func(s *session) {
-			if s.calls[id] == t {
+			if s.calls[id] = slices.DeleteFunc(s.calls[id], func(other *task) bool { return other == t }); len(s.calls[id]) == 0 {
 				delete(s.calls, id)
 			}
 		})
@@ -54,10 +56,26 @@ func (u *underway) stream(sid string, cancel context.CancelCauseFunc) (done func
 	}
 }
 
-// cancel ends the session's call with that id, and reports whether it is here.
+// back remembers a call's way back until done is called.
+func (u *underway) back(sid string, r *reply) (done func()) {
+	u.change(sid, func(s *session) { s.backs[r] = true })
+	return func() { u.change(sid, func(s *session) { delete(s.backs, r) }) }
+}
+
+// backs returns the session's calls that a question can go out with.
+func (u *underway) backs(sid string) (all []*reply) {
+	u.change(sid, func(s *session) {
+		for r := range s.backs {
+			all = append(all, r)
+		}
+	})
+	return all
+}
+
+// cancel ends the session's calls with that id, and reports whether it is here.
 func (u *underway) cancel(sid, id string) (here bool) {
 	u.change(sid, func(s *session) {
-		if t := s.calls[id]; t != nil {
+		for _, t := range s.calls[id] {
 			here = true
 			t.cancel(errCancelled)
 		}
@@ -68,8 +86,10 @@ func (u *underway) cancel(sid, id string) (here bool) {
 // end ends all that is under way for the session.
 func (u *underway) end(sid string) {
 	u.change(sid, func(s *session) {
-		for _, t := range s.calls {
-			t.cancel(errSessionEnd)
+		for _, all := range s.calls {
+			for _, t := range all {
+				t.cancel(errSessionEnd)
+			}
 		}
 		if s.stream != nil {
 			s.stream.cancel(errSessionEnd)
@@ -82,10 +102,10 @@ func (u *underway) change(sid string, f func(*session)) {
 	defer u.mu.Unlock()
 	s := u.sessions[sid]
 	if s == nil {
-		s = &session{calls: map[string]*task{}}
+		s = &session{calls: map[string][]*task{}, backs: map[*reply]bool{}}
 	}
 	f(s)
-	if len(s.calls) == 0 && s.stream == nil {
+	if len(s.calls) == 0 && len(s.backs) == 0 && s.stream == nil {
 		delete(u.sessions, sid)
 		return
 	}

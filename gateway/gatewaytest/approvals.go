@@ -188,6 +188,85 @@ func ApprovalsContract(t *testing.T, open func(t testing.TB) ApprovalsRig) {
 		}
 	})
 
+	t.Run("withdrawn by who waits for it", func(t *testing.T) {
+		rig := open(t)
+		a, b := rig.Replica(), rig.Replica()
+		ends := 0
+		for name, c := range map[string]struct {
+			holders []string // who ask, one after another
+			votes   int
+			claimed bool
+			gone    []string // who withdraw
+			want    gateway.ApprovalState
+		}{
+			"the only one":              {[]string{"h1"}, 0, false, []string{"h1"}, gateway.ApprovalCancelled},
+			"twice the same":            {[]string{"h1", "h1"}, 0, false, []string{"h1"}, gateway.ApprovalCancelled},
+			"half granted":              {[]string{"h1"}, 1, false, []string{"h1"}, gateway.ApprovalCancelled},
+			"granted":                   {[]string{"h1"}, 2, false, []string{"h1"}, gateway.ApprovalCancelled},
+			"both":                      {[]string{"h1", "h2"}, 0, false, []string{"h1", "h2"}, gateway.ApprovalCancelled},
+			"another waits":             {[]string{"h1", "h2"}, 0, false, []string{"h1", "h1"}, gateway.ApprovalPending},
+			"the other waits":           {[]string{"h1", "h2"}, 0, false, []string{"h2"}, gateway.ApprovalPending},
+			"another waits for a grant": {[]string{"h1", "h2"}, 2, false, []string{"h1"}, gateway.ApprovalGranted},
+			"somebody came first":       {[]string{"", "h1"}, 0, false, []string{"h1"}, gateway.ApprovalPending},
+			"somebody came after":       {[]string{"h1", ""}, 0, false, []string{"h1"}, gateway.ApprovalPending},
+			"a call is using it":        {[]string{"h1"}, 2, true, []string{"h1"}, gateway.ApprovalReserved},
+			"by nobody":                 {[]string{"h1"}, 0, false, []string{""}, gateway.ApprovalPending},
+			"by somebody without name":  {[]string{""}, 0, false, []string{""}, gateway.ApprovalPending},
+			"by a stranger":             {[]string{"h1"}, 0, false, []string{"h2"}, gateway.ApprovalPending},
+		} {
+			t.Run(name, func(t *testing.T) {
+				r := aRequest("acme", "apr-"+strings.ReplaceAll(name, " ", "-"), time.Now())
+				r.TaskID = "task-" + strings.ReplaceAll(name, " ", "-")
+				for i, holder := range c.holders {
+					again := r
+					again.Holder = holder
+					if i > 0 {
+						again.ID += "-again"
+					}
+					got, fresh, err := []gateway.Approvals{a, b}[i%2].Request(t.Context(), again)
+					if err != nil || fresh != (i == 0) || got.ID != r.ID || got.Holder != "" {
+						t.Fatalf("%s asks: %s, fresh %v, for %q, %v", holder, got.ID, fresh, got.Holder, err)
+					}
+				}
+				for _, by := range []string{"alice", "bob"}[:c.votes] {
+					vote(t, a, r, by, true)
+				}
+				if c.claimed {
+					claim(t, a, r, "call-1")
+				}
+				for _, holder := range c.gone {
+					if err := b.Withdraw(t.Context(), "acme", r.ID, holder); err != nil {
+						t.Fatalf("%q withdraws: %v", holder, err)
+					}
+				}
+				is(t, a, r, c.want)
+				if c.want != gateway.ApprovalCancelled {
+					return
+				}
+				ends++
+				_, err := a.Vote(t.Context(), "acme", r.ID, aVote(r, "carol", true))
+				refused(t, "a vote afterwards", err)
+				_, err = a.Claim(t.Context(), "acme", r.ID, "call-2")
+				refused(t, "a claim", err)
+				if err := a.Withdraw(t.Context(), "acme", r.ID, "h1"); err != nil {
+					t.Errorf("once more: %v", err)
+				}
+				next := r
+				next.ID += "-next"
+				ask(t, a, next) // it is a new question
+			})
+		}
+		if err := a.Withdraw(t.Context(), "globex", "apr-granted", "h1"); !errors.Is(err, gateway.ErrNotFound) {
+			t.Errorf("another tenant's: %v", err)
+		}
+		await(t, "it is on record", func() bool { return len(rig.Facts.Of(audit.ApprovalCancelled)) == ends })
+		for _, f := range rig.Facts.Of(audit.ApprovalCancelled) {
+			if f.Detail != "the agent withdrew it" || f.Task.State != gateway.TaskRunning || f.Principal.ID == "" {
+				t.Errorf("recorded: %+v", f)
+			}
+		}
+	})
+
 	t.Run("quorum", func(t *testing.T) {
 		rig := open(t)
 		a := rig.Replica()

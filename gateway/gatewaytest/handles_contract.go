@@ -32,7 +32,7 @@ func AHandle(tenant, task, id string, now time.Time) gateway.Handle {
 	return gateway.Handle{
 		ID: id, Tenant: tenant, Binding: "agent:a\x00alice\x00" + task, Task: task,
 		Call:     gateway.StoredCall{Method: gateway.MethodCall, Name: "tracker__close", Args: raw("args"), Meta: raw("meta"), Caps: raw("caps"), Protocol: "2026-07-28"},
-		Approval: "apr-1", Status: gateway.HandleWorking, Message: "waits for a human",
+		Approval: "apr-1", Status: gateway.HandleWorking, Message: "waits for a human", Refused: true,
 		Wants: raw("wants"), Poll: 5 * time.Second, Created: now, Updated: now, Expires: now.Add(time.Hour), Seq: 1,
 	}
 }
@@ -50,11 +50,19 @@ func HandlesContract(t *testing.T, open func(t testing.TB) HandlesRig) {
 		if got, err := h.Handle(t.Context(), want.Tenant, want.ID); err != nil || !reflect.DeepEqual(got, want) {
 			t.Errorf("it is\n%+v, %v\nwant\n%+v", got, err, want)
 		}
+		for seq, moved := range map[int64]bool{want.Seq: false, want.Seq - 1: true, want.Seq + 1: true} {
+			if got, err := h.Moved(t.Context(), want.Tenant, want.ID, seq); err != nil || got != moved {
+				t.Errorf("moved from %d: %v, %v; it is at %d", seq, got, err, want.Seq)
+			}
+		}
 	}
 	gone := func(t *testing.T, h gateway.Handles, tenant, id string) {
 		t.Helper()
 		if got, err := h.Handle(t.Context(), tenant, id); !errors.Is(err, gateway.ErrNotFound) {
 			t.Errorf("%s is there: %+v, %v", id, got, err)
+		}
+		if got, err := h.Moved(t.Context(), tenant, id, 1); got || !errors.Is(err, gateway.ErrNotFound) {
+			t.Errorf("%s is there, moved %v, %v", id, got, err)
 		}
 	}
 	refused := func(t *testing.T, what string, err, want error) {
@@ -247,6 +255,9 @@ func HandlesContract(t *testing.T, open func(t testing.TB) HandlesRig) {
 		}
 		if _, err := a.Move(t.Context(), one); err == nil || errors.Is(err, gateway.ErrNotNow) {
 			t.Errorf("moved, or not, while nobody knows: %v", err)
+		}
+		if moved, err := a.Moved(t.Context(), "acme", "h1", 1); err == nil || moved || errors.Is(err, gateway.ErrNotFound) {
+			t.Errorf("has moved, or not, while nobody knows: %v, %v", moved, err)
 		}
 		rig.Start()
 		b := rig.Replica()

@@ -311,7 +311,21 @@ type Approvals struct {
 	mu       sync.Mutex
 	m        map[string]*gateway.ApprovalRequest
 	reserved map[string]string
+	holders  map[string]map[string]bool // of each request; "" for who has no name
 	changed  chan struct{}
+
+	Asked func() // called when a new request is stored; nil for nothing
+}
+
+// hold notes who waits for a request.
+func (a *Approvals) hold(id, holder string) {
+	if a.holders == nil {
+		a.holders = map[string]map[string]bool{}
+	}
+	if a.holders[id] == nil {
+		a.holders[id] = map[string]bool{}
+	}
+	a.holders[id][holder] = true
 }
 
 func (a *Approvals) find(tenant, id string) *gateway.ApprovalRequest {
@@ -333,18 +347,30 @@ func (a *Approvals) move(r *gateway.ApprovalRequest, to gateway.ApprovalState) {
 
 // Request implements gateway.Approvals.
 func (a *Approvals) Request(_ context.Context, r gateway.ApprovalRequest) (gateway.ApprovalRequest, bool, error) {
+	stored, fresh := a.request(r)
+	if fresh && a.Asked != nil {
+		a.Asked()
+	}
+	return stored, fresh, nil
+}
+
+func (a *Approvals) request(r gateway.ApprovalRequest) (gateway.ApprovalRequest, bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	holder := r.Holder
+	r.Holder = ""
 	for _, old := range a.m {
 		if old.Tenant == r.Tenant && a.find(r.Tenant, old.ID) != nil && (old.Fingerprint == r.Fingerprint && !old.State.Final() ||
 			old.State == gateway.ApprovalDenied && (old.Fingerprint == r.Fingerprint ||
 				slices.ContainsFunc(r.Denials, func(d string) bool { return slices.Contains(old.Denials, d) }))) {
-			return *old, false, nil
+			a.hold(old.ID, holder)
+			return *old, false
 		}
 	}
+	a.hold(r.ID, holder)
 	a.m[r.ID] = &r
 	a.move(&r, gateway.ApprovalPending)
-	return r, true, nil
+	return r, true
 }
 
 // Forget puts a request back to where it was granted, as a store that lost its
@@ -469,6 +495,24 @@ func (a *Approvals) Vote(_ context.Context, tenant, id string, v gateway.Vote) (
 	return *r, nil
 }
 
+// Withdraw implements gateway.Approvals.
+func (a *Approvals) Withdraw(_ context.Context, tenant, id, holder string) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	r := a.find(tenant, id)
+	if r == nil {
+		return gateway.ErrNotFound
+	}
+	if holder == "" || r.State.Final() || !a.holders[id][holder] {
+		return nil
+	}
+	delete(a.holders[id], holder)
+	if len(a.holders[id]) == 0 && r.State != gateway.ApprovalReserved {
+		a.move(r, gateway.ApprovalCancelled)
+	}
+	return nil
+}
+
 // Get implements gateway.Approvals.
 func (a *Approvals) Get(_ context.Context, tenant, id string) (gateway.ApprovalRequest, error) {
 	a.mu.Lock()
@@ -584,8 +628,11 @@ func (l *Leases) Live() int {
 type Servers struct {
 	mu     sync.Mutex
 	tools  []gateway.Tool
+	shelf  map[gateway.Sort][]gateway.Tool // of tools, made again when they change
 	sent   []gateway.Forward
 	ended  []string
+	over   []string // sessions
+	heard  []gateway.News
 	follow map[string][]func()
 	Ends   *gateway.LinkEnds // what EndTask says; nil for a session of files that is gone
 	Answer func(ctx context.Context, f gateway.Forward, s gateway.Stream) (gateway.Result, error)
@@ -614,20 +661,20 @@ func NewServers() *Servers {
 func (s *Servers) Offer(of ...gateway.Tool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.tools = append(s.tools, of...)
+	s.tools, s.shelf = append(s.tools, of...), nil
 }
 
 // Offered implements gateway.Servers.
 func (s *Servers) Offered(_ string, of gateway.Sort) []gateway.Tool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	var all []gateway.Tool
-	for _, t := range s.tools {
-		if sortOf(t) == of {
-			all = append(all, t)
+	if s.shelf == nil {
+		s.shelf = map[gateway.Sort][]gateway.Tool{}
+		for _, t := range s.tools {
+			s.shelf[sortOf(t)] = append(s.shelf[sortOf(t)], t)
 		}
 	}
-	return all
+	return s.shelf[of]
 }
 
 // Resolve implements gateway.Servers. A resource is found where it is offered.
@@ -670,7 +717,7 @@ func (s *Servers) Redefine(alias string) {
 	defer s.mu.Unlock()
 	for i := range s.tools {
 		if s.tools[i].Alias == alias {
-			s.tools[i].Hash += "'"
+			s.tools[i].Hash, s.shelf = s.tools[i].Hash+"'", nil
 		}
 	}
 }
@@ -681,7 +728,7 @@ func (s *Servers) TakesMeta(alias string, keys ...string) {
 	defer s.mu.Unlock()
 	for i := range s.tools {
 		if s.tools[i].Alias == alias {
-			s.tools[i].Meta = keys
+			s.tools[i].Meta, s.shelf = keys, nil
 		}
 	}
 }
@@ -711,6 +758,40 @@ func (s *Servers) EndTask(_ context.Context, _, task string) gateway.LinkEnds {
 		return *s.Ends
 	}
 	return gateway.LinkEnds{Gone: []string{"files"}}
+}
+
+// EndSession implements gateway.Servers: one session of files was open for it.
+func (s *Servers) EndSession(_ context.Context, session string) (gateway.Owner, gateway.LinkEnds) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.over = append(s.over, session)
+	for _, f := range s.sent {
+		if f.Session == session {
+			return gateway.Owner{Tenant: f.Principal.Tenant, Task: f.Task.ID, Principal: f.Principal.ID}, *cmp.Or(s.Ends, &gateway.LinkEnds{Gone: []string{"files"}})
+		}
+	}
+	return gateway.Owner{}, gateway.LinkEnds{}
+}
+
+// Hear implements gateway.Servers.
+func (s *Servers) Hear(_ context.Context, n gateway.News) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.heard = append(s.heard, n)
+}
+
+// Heard returns what agents said in their sessions.
+func (s *Servers) Heard() []gateway.News {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.heard)
+}
+
+// Over returns the sessions that ended.
+func (s *Servers) Over() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.over)
 }
 
 // Operators are the humans of New; every password is the name.

@@ -15,13 +15,13 @@ type Sessions struct {
 	mu       sync.Mutex
 	m        map[string]gateway.Session
 	asks     map[[2]string]chan gateway.Result
-	watchers map[int]func(session, request string, closed bool)
+	watchers map[int]func(gateway.News)
 	n        int
 }
 
 // NewSessions knows no session yet.
 func NewSessions() *Sessions {
-	return &Sessions{m: map[string]gateway.Session{}, asks: map[[2]string]chan gateway.Result{}, watchers: map[int]func(string, string, bool){}}
+	return &Sessions{m: map[string]gateway.Session{}, asks: map[[2]string]chan gateway.Result{}, watchers: map[int]func(gateway.News){}}
 }
 
 // Session implements gateway.Sessions.
@@ -51,9 +51,9 @@ func (s *Sessions) Change(_ context.Context, id string, f func(*gateway.Session)
 		return one, gateway.ErrNotFound
 	}
 	changed := one
-	changed.Follows = slices.Clone(one.Follows)
+	changed.Follows, changed.Awaits = slices.Clone(one.Follows), slices.Clone(one.Awaits)
 	f(&changed)
-	one.LogLevel, one.Follows = changed.LogLevel, changed.Follows
+	one.LogLevel, one.Follows, one.Awaits = changed.LogLevel, changed.Follows, changed.Awaits
 	s.m[id] = one
 	return one, nil
 }
@@ -63,7 +63,7 @@ func (s *Sessions) Close(_ context.Context, id string) error {
 	s.mu.Lock()
 	delete(s.m, id)
 	s.mu.Unlock()
-	s.tell(id, "", true)
+	s.tell(gateway.News{Session: id, Closed: true})
 	return nil
 }
 
@@ -79,7 +79,7 @@ func (s *Sessions) EndTask(_ context.Context, tenant, task string) (int, error) 
 	}
 	s.mu.Unlock()
 	for _, id := range gone {
-		s.tell(id, "", true)
+		s.tell(gateway.News{Session: id, Closed: true, WithTask: true})
 	}
 	return len(gone), nil
 }
@@ -121,14 +121,14 @@ func (s *Sessions) Answer(_ context.Context, session, ask string, r gateway.Resu
 	return nil
 }
 
-// Cancel implements gateway.Sessions.
-func (s *Sessions) Cancel(_ context.Context, session, request string) error {
-	s.tell(session, request, false)
+// Tell implements gateway.Sessions.
+func (s *Sessions) Tell(_ context.Context, n gateway.News) error {
+	s.tell(n)
 	return nil
 }
 
 // Watch implements gateway.Sessions.
-func (s *Sessions) Watch(ctx context.Context, f func(session, request string, closed bool)) {
+func (s *Sessions) Watch(ctx context.Context, f func(gateway.News)) {
 	s.mu.Lock()
 	n := s.n
 	s.n++
@@ -140,47 +140,121 @@ func (s *Sessions) Watch(ctx context.Context, f func(session, request string, cl
 	delete(s.watchers, n)
 }
 
-func (s *Sessions) tell(session, request string, closed bool) {
+func (s *Sessions) tell(n gateway.News) {
 	s.mu.Lock()
-	var all []func(string, string, bool)
+	var all []func(gateway.News)
 	for _, f := range s.watchers {
 		all = append(all, f)
 	}
 	s.mu.Unlock()
 	for _, f := range all {
-		f(session, request, closed)
+		f(n)
 	}
 }
 
 // Attempts is an in-memory gateway.Attempts that forgets nothing.
 type Attempts struct {
-	mu sync.Mutex
-	m  map[string]gateway.Attempt
+	mu      sync.Mutex
+	changed chan struct{} // closed at the next change; nil while nobody waits
+	tries   []*attempt
 }
 
-// Broke implements gateway.Attempts.
-func (a *Attempts) Broke(_ context.Context, tenant, key string, one gateway.Attempt) error {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.m == nil {
-		a.m = map[string]gateway.Attempt{}
+// An attempt implements gateway.Try.
+type attempt struct {
+	gateway.Run
+	all    *Attempts
+	began  bool
+	how    gateway.RunEnd
+	ended  bool
+	became gateway.Attempt
+}
+
+// Begin implements gateway.Attempts.
+func (a *Attempts) Begin(r gateway.Run) gateway.Try { return &attempt{Run: r, all: a} }
+
+// Begun implements gateway.Try.
+func (t *attempt) Begun(ctx context.Context) (gateway.Attempt, bool, error) {
+	a := t.all
+	for {
+		a.mu.Lock()
+		before := a.before(t)
+		switch {
+		case before == nil:
+			t.began = true
+			a.tries = append(a.tries, t)
+			a.mu.Unlock()
+			return gateway.Attempt{}, false, nil
+		case before.ended:
+			a.mu.Unlock()
+			return before.became, true, nil
+		}
+		if a.changed == nil {
+			a.changed = make(chan struct{})
+		}
+		changed := a.changed
+		a.mu.Unlock()
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return gateway.Attempt{}, false, context.Cause(ctx)
+		}
 	}
-	a.m[tenant+" "+key] = one
+}
+
+// before returns the run that t is a repetition of.
+func (a *Attempts) before(t *attempt) *attempt {
+	for _, other := range a.tries {
+		if other.Tenant != t.Tenant || other.Key != t.Key {
+			continue
+		}
+		if other.how == gateway.EndLost || other.Session != "" || other.Gone(other.ended) {
+			return other
+		}
+	}
 	return nil
 }
 
-// Broken implements gateway.Attempts.
-func (a *Attempts) Broken(_ context.Context, tenant, key string) (gateway.Attempt, bool, error) {
+// End implements gateway.Try.
+func (t *attempt) End(how gateway.RunEnd, became gateway.Attempt) {
+	a := t.all
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	one, ok := a.m[tenant+" "+key]
-	return one, ok, nil
+	if !t.began || t.how == gateway.EndLost {
+		return
+	}
+	if !t.ended {
+		t.became = became
+	}
+	t.how, t.ended = how, true
+	if how == gateway.EndNothing || how == gateway.EndArrived && t.Session == "" {
+		t.began = false
+		a.tries = slices.DeleteFunc(a.tries, func(other *attempt) bool { return other == t })
+	}
+	if a.changed != nil {
+		close(a.changed)
+		a.changed = nil
+	}
+}
+
+// Running says how many runs are not over, and how many of those have lost their client.
+func (a *Attempts) Running() (n, gone int) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, t := range a.tries {
+		if !t.ended {
+			n++
+			if t.Gone(false) {
+				gone++
+			}
+		}
+	}
+	return n, gone
 }
 
 // Handles is an in-memory gateway.Handles.
 type Handles struct {
 	Now  func() time.Time // nil for time.Now
-	Most int              // bytes of a result; 0 for any
+	Most int              // bytes of arguments, or of a result; 0 for any
 
 	mu    sync.Mutex
 	m     map[string]gateway.Handle
@@ -199,6 +273,9 @@ func (h *Handles) Keep(_ context.Context, one gateway.Handle) error {
 	if _, ok := h.m[one.Tenant+" "+one.ID]; ok || h.ended[one.Tenant+" "+one.Task] || h.expired(one) {
 		return gateway.ErrNotNow
 	}
+	if h.Most > 0 && len(one.Call.Args) > h.Most {
+		return gateway.ErrTooMany
+	}
 	one.Seq = 1
 	h.m[one.Tenant+" "+one.ID] = one
 	return nil
@@ -212,6 +289,12 @@ func (h *Handles) Handle(_ context.Context, tenant, id string) (gateway.Handle, 
 		return one, nil
 	}
 	return gateway.Handle{}, gateway.ErrNotFound
+}
+
+// Moved implements gateway.Handles.
+func (h *Handles) Moved(ctx context.Context, tenant, id string, seq int64) (bool, error) {
+	one, err := h.Handle(ctx, tenant, id)
+	return err == nil && one.Seq != seq, err
 }
 
 func (h *Handles) expired(one gateway.Handle) bool {

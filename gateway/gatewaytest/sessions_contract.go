@@ -54,9 +54,9 @@ func SessionsContract(t *testing.T, open func(t *testing.T) SessionsRig) {
 		want := start(t, a, "s1", "task-1")
 		is(t, a, "s1", want)
 		is(t, b, "s1", want)
-		want.LogLevel, want.Follows = "debug", []string{"file:///x", "file:///y"}
+		want.LogLevel, want.Follows, want.Awaits = "debug", []string{"file:///x", "file:///y"}, []string{"apr-1"}
 		changed, err := a.Change(t.Context(), "s1", func(one *gateway.Session) {
-			one.LogLevel, one.Follows = want.LogLevel, want.Follows
+			one.LogLevel, one.Follows, one.Awaits = want.LogLevel, want.Follows, want.Awaits
 			one.Binding, one.Tenant, one.Task, one.Protocol, one.Caps = "mallory", "globex", "task-2", "", nil // is fixed
 		})
 		if err != nil || !reflect.DeepEqual(changed, want) {
@@ -126,7 +126,32 @@ func SessionsContract(t *testing.T, open func(t *testing.T) SessionsRig) {
 			gone(t, s, "s2")
 			is(t, s, "s3", other)
 		}
-		heard.are(t, "s1 closed", "s2 closed")
+		heard.are(t, "s1 closed with its task", "s2 closed with its task")
+	})
+
+	t.Run("every replica hears what is said in a session and for it", func(t *testing.T) {
+		rig := open(t)
+		a, b := rig.Replica(), rig.Replica()
+		heard := watch(t, a, b)
+		for _, n := range []gateway.News{
+			{Session: "s1", Roots: true}, {Session: "s1", Level: "debug"},
+			{Session: "s1", Note: &gateway.Note{Ask: "ask-1", Method: "roots/list"}},
+			{Session: "s2", Note: &gateway.Note{Method: "notifications/message", Params: json.RawMessage(`{ "data":"\u0041"}`)}},
+		} {
+			if n.Note != nil { // which may be lost before everybody listens
+				await(t, "it is heard", func() bool {
+					if err := a.Tell(t.Context(), gateway.News{Session: "s3", Note: n.Note}); err != nil {
+						t.Fatal(err)
+					}
+					return heard.have("s3 " + what(n))
+				})
+				continue
+			}
+			if err := b.Tell(t.Context(), n); err != nil {
+				t.Fatal(err)
+			}
+			heard.has(t, n.Session+" "+what(n))
+		}
 	})
 
 	t.Run("every replica hears what was cancelled and closed, once", func(t *testing.T) {
@@ -136,7 +161,7 @@ func SessionsContract(t *testing.T, open func(t *testing.T) SessionsRig) {
 		start(t, a, "s1", "task-1")
 		start(t, a, "s2", "task-1")
 		for i, s := range []gateway.Sessions{a, b, a, b} {
-			if err := s.Cancel(t.Context(), "s1", fmt.Sprint(`"r`, i, `"`)); err != nil {
+			if err := s.Tell(t.Context(), gateway.News{Session: "s1", Cancelled: fmt.Sprint(`"r`, i, `"`)}); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -148,11 +173,11 @@ func SessionsContract(t *testing.T, open func(t *testing.T) SessionsRig) {
 			return
 		}
 		rig.Stop()
-		if err := a.Cancel(t.Context(), "s1", "lost"); err == nil {
+		if err := a.Tell(t.Context(), gateway.News{Session: "s1", Cancelled: "lost"}); err == nil {
 			t.Error("cancelled while nobody could be told")
 		}
 		rig.Start()
-		await(t, "later ones are heard", func() bool { return a.Cancel(t.Context(), "s1", "later") == nil })
+		await(t, "later ones are heard", func() bool { return a.Tell(t.Context(), gateway.News{Session: "s1", Cancelled: "later"}) == nil })
 		heard.has(t, "s1 later")
 	})
 
@@ -314,22 +339,19 @@ func watch(t *testing.T, replicas ...gateway.Sessions) *ears {
 	awake := make([]bool, len(replicas))
 	for i, s := range replicas {
 		all.Go(func() {
-			s.Watch(ctx, func(session, request string, closed bool) {
+			s.Watch(ctx, func(n gateway.News) {
 				e.mu.Lock()
 				defer e.mu.Unlock()
-				if session == "are you awake" {
+				if n.Session == "are you awake" {
 					awake[i] = true
 					return
 				}
-				if closed {
-					request += "closed"
-				}
-				e.heard[i] = append(e.heard[i], session+" "+request)
+				e.heard[i] = append(e.heard[i], n.Session+" "+what(n))
 			})
 		})
 	}
 	await(t, "everybody listens", func() bool {
-		if err := replicas[0].Cancel(t.Context(), "are you awake", "?"); err != nil {
+		if err := replicas[0].Tell(t.Context(), gateway.News{Session: "are you awake", Cancelled: "?"}); err != nil {
 			t.Fatal(err)
 		}
 		e.mu.Lock()
@@ -339,14 +361,37 @@ func watch(t *testing.T, replicas ...gateway.Sessions) *ears {
 	return e
 }
 
+// what is what a piece of news says, in a word or two.
+func what(n gateway.News) string {
+	said := n.Cancelled
+	if n.Roots {
+		said += "roots"
+	}
+	if n.Level != "" {
+		said += "level " + n.Level
+	}
+	if n.Closed {
+		said += "closed"
+	}
+	if n.WithTask {
+		said += " with its task"
+	}
+	if n.Note != nil {
+		said += n.Note.Ask + n.Note.Method + string(n.Note.Params)
+	}
+	return said
+}
+
 // has waits until everybody heard a thing.
 func (e *ears) has(t *testing.T, want string) {
 	t.Helper()
-	await(t, "everybody hears "+want, func() bool {
-		e.mu.Lock()
-		defer e.mu.Unlock()
-		return !slices.ContainsFunc(e.heard, func(heard []string) bool { return !slices.Contains(heard, want) })
-	})
+	await(t, "everybody hears "+want, func() bool { return e.have(want) })
+}
+
+func (e *ears) have(want string) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return !slices.ContainsFunc(e.heard, func(heard []string) bool { return !slices.Contains(heard, want) })
 }
 
 // are waits until everybody heard all of want, and holds that this is all, once each.

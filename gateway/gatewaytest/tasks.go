@@ -306,9 +306,7 @@ func TasksContract(t *testing.T, open func(t *testing.T) TasksRig) {
 		}
 		rig.Start()
 		await(t, "it runs again", func() bool { _, err := r.Running(t.Context(), "acme", "task-1"); return err == nil })
-		if _, err := r.End(t.Context(), "acme", "task-1", by("x")); err != nil {
-			t.Fatal(err)
-		}
+		await(t, "it ends", func() bool { _, err := r.End(t.Context(), "acme", "task-1", by("x")); return err == nil })
 		closes(t, "the channel from before", ended)
 	})
 

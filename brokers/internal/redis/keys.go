@@ -3,7 +3,6 @@ package redis
 import (
 	"errors"
 	"fmt"
-	"regexp"
 	"slices"
 	"strings"
 )
@@ -69,9 +68,9 @@ var (
 	SessionsMail    = Kind{name: "sessions-mail", shared: true}            // STREAM: what agents cancelled, and sessions that were closed
 	AgentAsk        = Kind{name: "agent-ask", ids: 1, shared: true}        // HASH: an ask that an agent has not answered or has, by digest of session and ask
 
-	Attempt        = Kind{name: "attempt", ids: 2, shared: true}       // HASH: what became of a call whose answer was lost, by tenant and key
-	AttemptsLately = Kind{name: "attempts-lately", shared: true}       // STREAM: the keys of those, of every tenant
-	AttemptsKept   = Kind{name: "attempts-kept", ids: 1, shared: true} // ZSET: a tenant's attempts with an answer, by when they are forgotten, ms
+	Attempt       = Kind{name: "attempt", ids: 2, shared: true}        // HASH: what became of a call, or the boots that have it, by tenant and key
+	AttemptsAlive = Kind{name: "attempts-alive", ids: 1, shared: true} // STRING: a boot that is alive
+	AttemptsKept  = Kind{name: "attempts-kept", ids: 1, shared: true}  // ZSET: a tenant's attempts with an answer, by when they are forgotten, ms
 
 	Handle      = Kind{name: "handle", ids: 1}       // HASH: what an agent of the tasks extension comes back for
 	HandlesTask = Kind{name: "handles-task", ids: 1} // ZSET: a task's handles by expiry, ms
@@ -99,10 +98,18 @@ func (k Key) Tenant() string { return k.tenant }
 // ErrKey says that a tenant or an id cannot be part of a key. It holds neither.
 var ErrKey = errors.New("not a key")
 
-var id = regexp.MustCompile(`^[a-z0-9-]{1,64}$`)
-
-// ValidID reports whether s may be an id in a key.
-func ValidID(s string) bool { return id.MatchString(s) }
+// ValidID reports whether s may be an id in a key: [a-z0-9-]{1,64}.
+func ValidID(s string) bool {
+	if s == "" || len(s) > 64 {
+		return false
+	}
+	for i := range len(s) {
+		if c := s[i]; (c < 'a' || c > 'z') && (c < '0' || c > '9') && c != '-' {
+			return false
+		}
+	}
+	return true
+}
 
 // Key returns the key of a kind, for a tenant this store was opened for, or an
 // error that wraps [ErrKey].
@@ -113,7 +120,20 @@ func (s *Store) Key(tenant string, k Kind, ids ...string) (Key, error) {
 	if k.name == "" || len(ids) != k.ids || !all(ids, ValidID) {
 		return Key{}, fmt.Errorf("%w: %s: bad id", ErrKey, k.name)
 	}
-	return Key{tenant, strings.Join(append([]string{"tb:{" + tenant + "}", k.name}, ids...), ":")}, nil
+	n := len("tb:{}:") + len(tenant) + len(k.name)
+	for _, id := range ids {
+		n += 1 + len(id)
+	}
+	var b strings.Builder
+	b.Grow(n)
+	for _, s := range []string{"tb:{", tenant, "}:", k.name} {
+		b.WriteString(s)
+	}
+	for _, id := range ids {
+		b.WriteByte(':')
+		b.WriteString(id)
+	}
+	return Key{tenant, b.String()}, nil
 }
 
 func all(ids []string, ok func(string) bool) bool {

@@ -59,7 +59,7 @@ func Open(c Config) (*Store, error) {
 		return nil, errors.New("redis: no tenants")
 	}
 	if i := slices.IndexFunc(c.Tenants, func(t string) bool { return !ValidID(t) }); i >= 0 {
-		return nil, fmt.Errorf("redis: tenant %q: must be %s", c.Tenants[i], id)
+		return nil, fmt.Errorf("redis: tenant %q: must be 1 to 64 of a-z, 0-9 and -", c.Tenants[i])
 	}
 	seals, err := newSeals(c.SealKey, append([]string{Shared}, c.Tenants...))
 	if err != nil {

@@ -326,6 +326,7 @@ func (h *House) openBrokers(ctx context.Context) error {
 	if h.servers, err = servers.New(servers.Config{
 		Servers: downstreams(c, h.opts.StandIn), Tenants: c.Tenants, Discovery: h.discovery, Recorder: listening{h.recorder, h}, Logger: h.log, Version: h.opts.Version,
 		Store: store, Keep: filepath.Join(string(c.DataDir), "pins.json"), Changed: func() { h.edge.Changed() },
+		Completed: func(session, elicitation string) { h.edge.Completed(session, elicitation) },
 	}); err != nil {
 		return err
 	}
@@ -406,6 +407,7 @@ func (h *House) openDoors() error {
 		// Asked for, not verified here: an agent may have none, and whose it is says the identity room.
 		agents.TLSConfig.ClientAuth = tls.RequestClientCert
 	}
+	h.agents.Listener = edge.Watch(agents, h.agents.Listener)
 	if h.console, err = listen("console", c.Console.Listen, c.Console.TLS, pages, h.log); err != nil {
 		return err
 	}
@@ -492,6 +494,7 @@ func (h *House) Run(ctx context.Context) error {
 		doors.Go(func() { l.shutdown(drain) })
 	}
 	doors.Wait()
+	h.gateway.Finish(drain) // what runs for handles has the same time; nobody can begin more
 	// Children hold credentials, so they end first.
 	last, cancelLast := context.WithTimeout(context.WithoutCancel(ctx), 15*time.Second)
 	defer cancelLast()
