@@ -26,6 +26,7 @@ import (
 // An agent is a client not written by us.
 type agent struct {
 	list func(context.Context) ([]string, error)
+	more func(ctx context.Context, of string) ([]string, error) // lists resources, templates or prompts
 	call func(ctx context.Context, name string, args map[string]any) (text string, isError bool, err error)
 }
 
@@ -67,6 +68,35 @@ func mcpGo(t *testing.T, url, token, era string) agent {
 			}
 			return names, nil
 		},
+		more: func(ctx context.Context, of string) (names []string, err error) {
+			switch of {
+			case "resources":
+				out, err := c.ListResources(ctx, mcp.ListResourcesRequest{})
+				if err != nil {
+					return nil, err
+				}
+				for _, r := range out.Resources {
+					names = append(names, r.URI)
+				}
+			case "templates":
+				out, err := c.ListResourceTemplates(ctx, mcp.ListResourceTemplatesRequest{})
+				if err != nil {
+					return nil, err
+				}
+				for _, r := range out.ResourceTemplates {
+					names = append(names, r.URITemplate.Raw())
+				}
+			case "prompts":
+				out, err := c.ListPrompts(ctx, mcp.ListPromptsRequest{})
+				if err != nil {
+					return nil, err
+				}
+				for _, p := range out.Prompts {
+					names = append(names, p.Name)
+				}
+			}
+			return names, nil
+		},
 		call: func(ctx context.Context, name string, args map[string]any) (string, bool, error) {
 			in := mcp.CallToolRequest{}
 			in.Params.Name, in.Params.Arguments = name, args
@@ -103,6 +133,32 @@ func sdkAgent(s *sdk.ClientSession) agent {
 					return nil, err
 				}
 				names = append(names, t.Name)
+			}
+			return names, nil
+		},
+		more: func(ctx context.Context, of string) (names []string, err error) {
+			switch of {
+			case "resources":
+				for r, err := range s.Resources(ctx, nil) {
+					if err != nil {
+						return nil, err
+					}
+					names = append(names, r.URI)
+				}
+			case "templates":
+				for r, err := range s.ResourceTemplates(ctx, nil) {
+					if err != nil {
+						return nil, err
+					}
+					names = append(names, r.URITemplate)
+				}
+			case "prompts":
+				for p, err := range s.Prompts(ctx, nil) {
+					if err != nil {
+						return nil, err
+					}
+					names = append(names, p.Name)
+				}
 			}
 			return names, nil
 		},

@@ -139,9 +139,9 @@ p, agent:*, *,    *,    task:work, start, , allow
 	for round := range rounds {
 		ctx, cancel := context.WithCancel(t.Context())
 		var wg sync.WaitGroup
-		for i := range 4 {
-			wg.Go(func() { _, _ = h.rpc(ctx, token, "tracker__wait", fmt.Sprintf(`{"n":%d}`, i)) })
-			wg.Go(func() { _, _ = h.rpc(ctx, token, "pertask__wait", fmt.Sprintf(`{"n":%d}`, i)) })
+		for i := range 4 { // other calls in each round: the same ones would be repetitions
+			wg.Go(func() { _, _ = h.rpc(ctx, token, "tracker__wait", fmt.Sprintf(`{"n":%d}`, 10*round+i)) })
+			wg.Go(func() { _, _ = h.rpc(ctx, token, "pertask__wait", fmt.Sprintf(`{"n":%d}`, 10*round+i)) })
 		}
 		// Once with all calls under way, then earlier and earlier in their lives.
 		for range max(0, 8-2*round) {

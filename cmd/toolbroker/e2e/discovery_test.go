@@ -132,6 +132,10 @@ func scripted(t *testing.T, era string, env []string, script string, args ...str
 			a, err := ask(ctx, map[string]any{"list": true})
 			return a.Names, err
 		},
+		more: func(ctx context.Context, of string) ([]string, error) {
+			a, err := ask(ctx, map[string]any{"list": of})
+			return a.Names, err
+		},
 		call: func(ctx context.Context, name string, args map[string]any) (string, bool, error) {
 			a, err := ask(ctx, map[string]any{"call": name, "args": args})
 			return a.Text, a.IsError, err

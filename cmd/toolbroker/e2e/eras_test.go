@@ -29,6 +29,7 @@ p, agent:a, acme, work, */guarded,   call,      , approve
 p, agent:a, acme, work, modern/**,   call,      , allow
 p, agent:a, acme, work, legacy/**,   call,      , allow
 p, agent:a, acme, work, jobs/**,     call,      , allow
+p, agent:a, acme, work, tasks/**,    call,      , allow
 p, agent:a, acme, work, modern/**,   read,      , allow
 p, agent:a, acme, work, legacy/**,   read,      , allow
 p, agent:a, acme, work, modern/**,   subscribe, , allow
@@ -54,6 +55,7 @@ type pair struct {
 	prefix         string     // of the server's names; empty where there is no gateway between
 	fixture        *eraServer // the server
 	s              *sdk.ClientSession
+	c              *sdk.Client
 	progress, logs chan string
 	updated        chan string
 }
@@ -112,7 +114,10 @@ func no(how string) string {
 	return "no: `" + strings.ReplaceAll(strings.ReplaceAll(how, "`", "'"), "|", "/") + "`"
 }
 
-const works = "works"
+const (
+	works = "works"
+	none  = "the server has none"
+)
 
 // wants is a cell for a tool that should say something.
 func (p *pair) wants(ctx context.Context, name, want string) string {
@@ -170,6 +175,31 @@ var features = []feature{
 			return no(said(out, err))
 		}
 		return heard(ctx, p.logs, "heard")
+	}},
+	{"logging, when no call runs", func(ctx context.Context, _ *testing.T, p *pair) string {
+		if p.modernServer() {
+			return none
+		}
+		if out, err := p.tool(ctx, "log_later", nil); err != nil || out.IsError {
+			return no(said(out, err))
+		}
+		some, cancel := context.WithTimeout(ctx, 3*time.Second)
+		defer cancel()
+		return heard(some, p.logs, "heard later")
+	}},
+	{"one session, whatever is asked in it", func(ctx context.Context, _ *testing.T, p *pair) string {
+		if p.modernServer() {
+			return none
+		}
+		if out, err := p.tool(ctx, "keep", nil); err != nil || out.IsError {
+			return no(said(out, err))
+		}
+		if p.client < "2026" {
+			if err := p.s.SetLoggingLevel(ctx, &sdk.SetLoggingLevelParams{Level: "error"}); err != nil {
+				return no(said(nil, err))
+			}
+		}
+		return p.wants(ctx, "kept", "kept")
 	}},
 	{"cancellation", func(ctx context.Context, t *testing.T, p *pair) string {
 		one, cancel := context.WithCancel(ctx)
@@ -258,16 +288,36 @@ var features = []feature{
 	{"roots", func(ctx context.Context, _ *testing.T, p *pair) string {
 		return p.wants(ctx, "ask_roots", "file:///roots/one")
 	}},
+	{"roots, when no call runs", func(ctx context.Context, _ *testing.T, p *pair) string {
+		if p.modernServer() {
+			return none
+		}
+		p.c.AddRoots(&sdk.Root{URI: "file:///roots/two", Name: "two"})
+		defer p.c.RemoveRoots("file:///roots/two")
+		some, cancel := context.WithTimeout(ctx, 4*time.Second)
+		defer cancel()
+		for {
+			got := p.wants(ctx, "root", "file:///roots/two")
+			if got == works {
+				return got
+			}
+			select {
+			case <-time.After(50 * time.Millisecond):
+			case <-some.Done():
+				return no("not asked")
+			}
+		}
+	}},
 	{"a prompt in rounds (MRTR)", func(ctx context.Context, _ *testing.T, p *pair) string {
 		if !p.modernServer() {
-			return "the server has none"
+			return none
 		}
 		out, err := p.s.GetPrompt(ctx, &sdk.GetPromptParams{Name: p.name("rounds")})
 		return prompted(out, err, "two Ada Ada")
 	}},
 	{"the tasks extension", func(ctx context.Context, t *testing.T, p *pair) string {
 		if !p.modernServer() {
-			return "the server has none"
+			return none
 		}
 		c := newRaw(t, p.h.MCP, p.token, p.client, `{"extensions":{"io.modelcontextprotocol/tasks":{}}}`)
 		a, err := c.do(ctx, "tools/call", `{"name":"jobs__failing_job","arguments":{}}`)
@@ -279,6 +329,22 @@ var features = []feature{
 			return no(plain(a.text()))
 		}
 		return c.until(ctx, id, "the job failed, as it always does")
+	}},
+	{"a tool that runs as a task (2025-11-25)", func(ctx context.Context, _ *testing.T, p *pair) string {
+		if p.modernServer() {
+			return "the server has none"
+		}
+		out, err := p.s.CallTool(ctx, &sdk.CallToolParams{Name: "tasks__research"})
+		if got := said(out, err); err != nil || out.IsError || got != "found" {
+			return no(got)
+		}
+		return works
+	}},
+	{"a page first, by the server's error (-32042)", func(ctx context.Context, t *testing.T, p *pair) string {
+		if p.modernServer() {
+			return "the server has none"
+		}
+		return p.page(ctx, t)
 	}},
 	{"an approval, and the client takes tasks", func(ctx context.Context, t *testing.T, p *pair) string {
 		return p.approval(ctx, t, `{"extensions":{"io.modelcontextprotocol/tasks":{}}}`)
@@ -444,13 +510,47 @@ func (p *pair) approval(ctx context.Context, t *testing.T, caps string) string {
 	return step
 }
 
+// page calls what wants a page to be opened first, and goes on as a client does that
+// opens it.
+func (p *pair) page(ctx context.Context, t *testing.T) string {
+	c := newRaw(t, p.h.MCP, p.token, p.client, `{"elicitation":{"form":{},"url":{}}}`)
+	params := fmt.Sprintf(`{"name":%q,"arguments":{"for":%q}`, p.name("page"), p.client)
+	const url = "https://example.com/open"
+	a, err := c.do(ctx, "tools/call", params+"}")
+	if err != nil {
+		return no(err.Error())
+	}
+	var r struct {
+		ResultType, RequestState string
+		InputRequests            map[string]struct{ Params struct{ Mode, URL string } }
+	}
+	json.Unmarshal(a.Result, &r)
+	step := "a URL, by -32042"
+	switch {
+	case r.ResultType == "input_required" && len(r.InputRequests) == 1:
+		step = "a URL, in a round"
+		for key, in := range r.InputRequests {
+			if in.Params.Mode != "url" || in.Params.URL != url {
+				return no(plain(string(a.Result)))
+			}
+			params += fmt.Sprintf(`,"requestState":%q,"inputResponses":{%q:{"action":"accept"}}`, r.RequestState, key)
+		}
+	case a.Error == nil || a.Error.Code != -32042 || !strings.Contains(string(a.Error.Data), url):
+		return no(plain(a.text()))
+	}
+	if a, err = c.do(ctx, "tools/call", params+"}"); err != nil || a.text() != "done" {
+		return no(plain(a.text()))
+	}
+	return step
+}
+
 // meet connects a client of an era to the gateway, for one of the servers.
 func meet(t *testing.T, url, token, client, server, prefix string, e *eraServer) *pair {
 	t.Helper()
 	p := &pair{token: token, client: client, server: server, prefix: prefix, fixture: e,
 		progress: make(chan string, 64), logs: make(chan string, 64), updated: make(chan string, 64)}
 	c := sdk.NewClient(&sdk.Implementation{Name: "eras", Version: "1"}, &sdk.ClientOptions{
-		Capabilities: &sdk.ClientCapabilities{RootsV2: &sdk.RootCapabilities{}, Elicitation: &sdk.ElicitationCapabilities{Form: &sdk.FormElicitationCapabilities{}, URL: &sdk.URLElicitationCapabilities{}}},
+		Capabilities: &sdk.ClientCapabilities{RootsV2: &sdk.RootCapabilities{ListChanged: true}, Elicitation: &sdk.ElicitationCapabilities{Form: &sdk.FormElicitationCapabilities{}, URL: &sdk.URLElicitationCapabilities{}}},
 		ElicitationHandler: func(_ context.Context, r *sdk.ElicitRequest) (*sdk.ElicitResult, error) {
 			if r.Params.Mode == "url" {
 				return &sdk.ElicitResult{Action: "accept"}, nil
@@ -480,7 +580,7 @@ func meet(t *testing.T, url, token, client, server, prefix string, e *eraServer)
 	if got := s.InitializeResult().ProtocolVersion; got != client {
 		t.Fatalf("speaks %s, not %s", got, client)
 	}
-	p.s = s
+	p.s, p.c = s, c
 	return p
 }
 
@@ -498,9 +598,10 @@ func TestEraMatrix(t *testing.T) {
   - {name: modern, url: %q, protocol: modern}
   - {name: legacy, url: %q, protocol: legacy}
   - {name: jobs, url: %q}
-`, modern.url, legacy.url, sampleJobs(t))})
+  - {name: tasks, url: %q, protocol: legacy}
+`, modern.url, legacy.url, sampleJobs(t), newTaskServer(t))})
 	_, token := h.Task("agent:a")
-	for _, tool := range []string{"modern__echo", "legacy__echo", "jobs__greet"} {
+	for _, tool := range []string{"modern__echo", "legacy__echo", "jobs__greet", "tasks__research"} {
 		h.shows(token, tool)
 	}
 	var doc strings.Builder
@@ -551,11 +652,11 @@ func TestEraServers(t *testing.T) {
 		e := newEraServer(t, era >= "2026")
 		p := meet(t, e.url, "none", era, era, "", e)
 		for _, f := range features {
-			if strings.Contains(f.name, "approval") || strings.Contains(f.name, "tasks") || strings.Contains(f.name, "rounds") && !p.modernServer() {
+			if strings.Contains(f.name, "approval") || strings.Contains(f.name, "task") || strings.Contains(f.name, "-32042") || strings.Contains(f.name, "rounds") && !p.modernServer() {
 				continue
 			}
 			ctx, cancel := context.WithTimeout(t.Context(), 8*time.Second)
-			if got := f.try(ctx, t, p); got != works {
+			if got := f.try(ctx, t, p); got != works && got != none {
 				t.Errorf("%s in %s: %s", f.name, era, got)
 			}
 			cancel()
@@ -582,13 +683,16 @@ func differ(old, now string) string {
 
 const erasText = `# Eras: which client can do what with which server
 
-MCP has revisions that differ in more than their numbers: up to 2025-11-25 there are sessions, and a server asks its client by requests of its own; since 2026-07-28 each request stands alone, and a server asks by an answer that says what it needs (MRTR). A client of any of them speaks to the gateway at the same address, and a server is spoken to in its own. This page is written by a test (` + "`go test ./cmd/toolbroker/e2e -run TestEraMatrix -update`" + `), which fails where it is not so any more; the clients in it are the Go SDK's.
+MCP has revisions that differ in more than their numbers: up to 2025-11-25 there are sessions, and a server asks its client by requests of its own; since 2026-07-28 each request stands alone, and a server asks by an answer that says what it needs (MRTR). A client of any of them speaks to the gateway at the same address, and a server is spoken to in its own. This page is written by a test (` + "`go test ./cmd/toolbroker/e2e -run TestEraMatrix -update`" + `), which fails where it is not so any more; the clients in it are the Go SDK's, and declare all that they can do: elicitation, sampling and roots.
 
 What stands between two eras:
 
 - A server of 2026-07-28 that asks something of an older client: the gateway asks the client in the client's way, and calls the server again with the answer, ten times at most.
 - A server of an older revision that asks something of a client of 2026-07-28: it cannot. It would have to wait for an answer within a request that is over for the client; so such a server is told that this client can be asked nothing, and the cell shows what it makes of that.
+- A server of an older revision also says things when it works on no call: log messages, and that it wants to see the client's roots. They reach an older client's session. A client of 2026-07-28 has none, so they are nobody's.
+- A server of 2025-11-25 that wants pages to be opened before a call is made again (its error -32042): a client of 2026-07-28 with URL elicitation is asked to open them, in a round; when it says that they are open, the same call is made again, and what it answered stays here. One that comes back too early waits up to 5 s each time, and is sent six times at most. That a page is complete (` + "`notifications/elicitation/complete`" + `) such a client is not told.
 - The tasks extension is of 2026-07-28. An older client is answered plainly, or told by the server that it needs it.
+- The tasks of 2025-11-25 (an experiment, and another thing) are between the gateway and servers that run a tool as a task only: clients of every revision call it plainly, wait, and get its result. A client's own ` + "`params.task`" + ` is not looked at, and it is answered plainly.
 - What a server asks back (elicitation, sampling, roots) is a decision like any other, denied unless a policy row allows it; these runs have such rows.
 - A call that waits for a human is answered by what the client declares with it: a task, a URL to open, or, after a while, a result that says how to go on. Opening a URL approves nothing: an operator's answer does.
 `

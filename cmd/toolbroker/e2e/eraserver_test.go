@@ -9,8 +9,12 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
+	"github.com/mark3labs/mcp-go/mcp"
+	goserver "github.com/mark3labs/mcp-go/server"
 	sdk "github.com/modelcontextprotocol/go-sdk/mcp"
 )
 
@@ -19,6 +23,7 @@ import (
 type eraServer struct {
 	url     string
 	stopped chan struct{} // one for each call of "hang" that the server heard to be cancelled
+	state   sync.Map      // of each of its sessions: what it was told to keep, and the last of its client's roots
 }
 
 func newEraServer(t *testing.T, modern bool) *eraServer {
@@ -33,6 +38,15 @@ func newEraServer(t *testing.T, modern bool) *eraServer {
 		SupportedProtocolVersions: versions,
 		CompletionHandler: func(_ context.Context, r *sdk.CompleteRequest) (*sdk.CompleteResult, error) {
 			return &sdk.CompleteResult{Completion: sdk.CompletionResultDetails{Values: []string{r.Params.Argument.Value + "x"}, Total: 1}}, nil
+		},
+		RootsListChangedHandler: func(_ context.Context, r *sdk.RootsListChangedRequest) {
+			go func() {
+				ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+				defer cancel()
+				if out, err := r.Session.ListRoots(ctx, nil); err == nil && len(out.Roots) > 0 {
+					e.state.Store(r.Session.ID()+" root", out.Roots[len(out.Roots)-1].URI)
+				}
+			}()
 		},
 		SubscribeHandler:   func(context.Context, *sdk.SubscribeRequest) error { return nil },
 		UnsubscribeHandler: func(context.Context, *sdk.UnsubscribeRequest) error { return nil },
@@ -61,6 +75,22 @@ func newEraServer(t *testing.T, modern bool) *eraServer {
 	tool("log", func(ctx context.Context, r *sdk.CallToolRequest) (*sdk.CallToolResult, error) {
 		return say("done"), r.Session.Log(ctx, &sdk.LoggingMessageParams{Level: "warning", Data: "heard"})
 	})
+	tool("log_later", func(_ context.Context, r *sdk.CallToolRequest) (*sdk.CallToolResult, error) {
+		time.AfterFunc(300*time.Millisecond, func() {
+			r.Session.Log(context.Background(), &sdk.LoggingMessageParams{Level: "warning", Data: "heard later"})
+		})
+		return say("done"), nil
+	})
+	tool("keep", func(_ context.Context, r *sdk.CallToolRequest) (*sdk.CallToolResult, error) {
+		e.state.Store(r.Session.ID()+" kept", "kept")
+		return say("done"), nil
+	})
+	for _, what := range []string{"kept", "root"} {
+		tool(what, func(_ context.Context, r *sdk.CallToolRequest) (*sdk.CallToolResult, error) {
+			v, _ := e.state.Load(r.Session.ID() + " " + what)
+			return say("%v", v), nil
+		})
+	}
 	tool("hang", func(ctx context.Context, _ *sdk.CallToolRequest) (*sdk.CallToolResult, error) {
 		select {
 		case <-ctx.Done():
@@ -155,6 +185,17 @@ func newEraServer(t *testing.T, modern bool) *eraServer {
 			return &sdk.CallToolResult{InputRequests: sdk.InputRequestMap{"a": ask.of}, RequestState: "one"}, nil
 		})
 	}
+	// Before 2026-07-28 a server could also say by an error that a page has to be opened
+	// first, here once for equal arguments.
+	if !modern {
+		var opened sync.Map
+		tool("page", func(_ context.Context, r *sdk.CallToolRequest) (*sdk.CallToolResult, error) {
+			if _, done := opened.LoadOrStore(string(r.Params.Arguments), true); !done {
+				return nil, sdk.URLElicitationRequiredError([]*sdk.ElicitParams{open})
+			}
+			return say("done"), nil
+		})
+	}
 	// Two rounds before a prompt, the second one knowing of the first.
 	s.AddPrompt(&sdk.Prompt{Name: "rounds"}, func(_ context.Context, r *sdk.GetPromptRequest) (*sdk.GetPromptResult, error) {
 		if !modern {
@@ -168,7 +209,7 @@ func newEraServer(t *testing.T, modern bool) *eraServer {
 		}
 		return &sdk.GetPromptResult{Messages: []*sdk.PromptMessage{{Role: "user", Content: &sdk.TextContent{Text: r.Params.RequestState + " " + answered(r.Params.InputResponses["second"])}}}}, nil
 	})
-	mcp := sdk.NewStreamableHTTPHandler(func(*http.Request) *sdk.Server { return s }, &sdk.StreamableHTTPOptions{Stateless: modern})
+	serve := sdk.NewStreamableHTTPHandler(func(*http.Request) *sdk.Server { return s }, &sdk.StreamableHTTPOptions{Stateless: modern})
 	h := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		// In 2026-07-28 a request is cancelled by hanging up, which the SDK's tools are
 		// not told of: so it is heard here.
@@ -181,11 +222,24 @@ func newEraServer(t *testing.T, modern bool) *eraServer {
 				}
 			})()
 		}
-		mcp.ServeHTTP(w, r)
+		serve.ServeHTTP(w, r)
 	}))
 	t.Cleanup(func() { close(over); h.CloseClientConnections(); h.Close() })
 	e.url = h.URL
 	return e
+}
+
+// newTaskServer is one of 2025-11-25, by mcp-go, with a tool that it runs as a task
+// only.
+func newTaskServer(t *testing.T) string {
+	t.Helper()
+	s := goserver.NewMCPServer("tasks", "1", goserver.WithTaskCapabilities(true, true, true))
+	s.AddTool(mcp.NewTool("research", mcp.WithTaskSupport(mcp.TaskSupportRequired)), func(context.Context, mcp.CallToolRequest) (*mcp.CallToolResult, error) {
+		return mcp.NewToolResultText("found"), nil
+	})
+	h := httptest.NewServer(goserver.NewStreamableHTTPServer(s))
+	t.Cleanup(func() { h.CloseClientConnections(); h.Close() })
+	return h.URL + "/mcp"
 }
 
 // answered is what the human said to a form.

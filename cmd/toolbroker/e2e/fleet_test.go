@@ -133,6 +133,7 @@ p, agent:*, *,    *,    task:work,             start, , allow
 		{"everything__echo", map[string]any{"message": "over stdio"}, "over stdio"},
 		{"files__read_text_file", map[string]any{"path": filepath.Join(dir, "hello.txt")}, "hello from a file"},
 		{"memory__read_graph", nil, "entities"},
+		{"everything__simulate-research-query", map[string]any{"topic": "gateways"}, "Research Report: gateways"}, // a task, in 2025-11-25
 	}
 	for _, u := range uses {
 		h.shows(token, u.tool)

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -10,6 +11,7 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+	"time"
 )
 
 // A raw client speaks the protocol by hand, for what the libraries do not show or do
@@ -59,11 +61,17 @@ func (c *raw) open(t *testing.T) {
 	if c.era >= "2026" {
 		return
 	}
-	if _, err := c.do(t.Context(), "initialize", fmt.Sprintf(`{"protocolVersion":%q,"capabilities":%s,"clientInfo":{"name":"raw","version":"1"}}`, c.era, c.caps)); err != nil {
-		t.Fatal(err)
-	}
-	if c.session == "" {
-		t.Fatalf("%s: no session", c.era)
+	for {
+		a, err := c.do(t.Context(), "initialize", fmt.Sprintf(`{"protocolVersion":%q,"capabilities":%s,"clientInfo":{"name":"raw","version":"1"}}`, c.era, c.caps))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if c.session != "" {
+			break
+		}
+		if !busy(a.Body) {
+			t.Fatalf("%s: no session: %s", c.era, a.Body)
+		}
 	}
 	if err := c.notify(t.Context(), "notifications/initialized", ""); err != nil {
 		t.Fatal(err)
@@ -83,12 +91,37 @@ func (c *raw) notify(ctx context.Context, method, params string) error {
 }
 
 func (c *raw) send(ctx context.Context, id, method, params string) (a rpcAnswer, err error) {
+	resp, err := c.post(ctx, id, method, params)
+	if err != nil {
+		return a, err
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	a.Status, a.Body = resp.StatusCode, string(text)
+	if err != nil || id == "" {
+		return a, err
+	}
+	// Of a stream, the answer is the message that has one.
+	for line := range bytes.Lines(text) {
+		line = bytes.TrimSpace(bytes.TrimPrefix(line, []byte("data:")))
+		var m rpcAnswer
+		if json.Unmarshal(line, &m) == nil && (m.Result != nil || m.Error != nil) {
+			a.Result, a.Error = m.Result, m.Error
+			return a, nil
+		}
+	}
+	return a, errors.New("no answer: " + resp.Status + " " + a.Body)
+}
+
+// post sends one message, a request where it has an id, and returns what comes back
+// unread.
+func (c *raw) post(ctx context.Context, id, method, params string) (*http.Response, error) {
 	if params == "" {
 		params = "{}"
 	}
 	var named struct{ Name, URI, TaskID string }
 	if err := json.Unmarshal([]byte(params), &named); err != nil {
-		return a, err
+		return nil, err
 	}
 	if c.era >= "2026" {
 		meta := fmt.Sprintf(`"_meta":{"io.modelcontextprotocol/protocolVersion":%q,"io.modelcontextprotocol/clientCapabilities":%s,"io.modelcontextprotocol/clientInfo":{"name":"raw","version":"1"}%s}`, c.era, c.caps, c.meta)
@@ -107,18 +140,13 @@ func (c *raw) send(ctx context.Context, id, method, params string) (a rpcAnswer,
 	if id != "" {
 		body = fmt.Sprintf(`{"jsonrpc":"2.0","id":%s,"method":%q,"params":%s}`, id, method, params)
 	}
-	r, err := http.NewRequestWithContext(ctx, "POST", c.url, strings.NewReader(body))
+	r, err := c.request(ctx, "POST", strings.NewReader(body))
 	if err != nil {
-		return a, err
+		return nil, err
 	}
 	r.Header.Set("Content-Type", "application/json")
-	r.Header.Set("Accept", "application/json, text/event-stream")
-	r.Header.Set("Authorization", "Bearer "+c.token)
-	if method != "initialize" {
-		r.Header.Set("MCP-Protocol-Version", c.era)
-	}
-	if c.session != "" {
-		r.Header.Set("Mcp-Session-Id", c.session)
+	if method == "initialize" {
+		r.Header.Del("MCP-Protocol-Version")
 	}
 	if c.era >= "2026" {
 		r.Header.Set("Mcp-Method", method)
@@ -133,25 +161,116 @@ func (c *raw) send(ctx context.Context, id, method, params string) (a rpcAnswer,
 	}
 	resp, err := http.DefaultClient.Do(r)
 	if err != nil {
-		return a, err
+		return nil, err
 	}
-	defer resp.Body.Close()
 	if s := resp.Header.Get("Mcp-Session-Id"); s != "" {
 		c.session = s
 	}
-	text, err := io.ReadAll(resp.Body)
-	a.Status, a.Body = resp.StatusCode, string(text)
-	if err != nil || id == "" {
-		return a, err
+	return resp, nil
+}
+
+// request makes an HTTP request that says who asks, in which session.
+func (c *raw) request(ctx context.Context, verb string, body io.Reader) (*http.Request, error) {
+	r, err := http.NewRequestWithContext(ctx, verb, c.url, body)
+	if err != nil {
+		return nil, err
 	}
-	// Of a stream, the answer is the message that has one.
-	for line := range bytes.Lines(text) {
-		line = bytes.TrimSpace(bytes.TrimPrefix(line, []byte("data:")))
-		var m rpcAnswer
-		if json.Unmarshal(line, &m) == nil && (m.Result != nil || m.Error != nil) {
-			a.Result, a.Error = m.Result, m.Error
-			return a, nil
+	r.Header.Set("Accept", "application/json, text/event-stream")
+	r.Header.Set("Authorization", "Bearer "+c.token)
+	r.Header.Set("MCP-Protocol-Version", c.era)
+	if c.session != "" {
+		r.Header.Set("Mcp-Session-Id", c.session)
+	}
+	return r, nil
+}
+
+// A stream hands on the messages of an answer as they come. Its channel is closed
+// when it ends.
+type stream struct {
+	status   int
+	messages chan string
+}
+
+// stream sends a request and does not wait for its answer.
+func (c *raw) stream(t *testing.T, ctx context.Context, method, params string) *stream {
+	t.Helper()
+	c.id++
+	resp, err := c.post(ctx, fmt.Sprint(c.id), method, params)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return newStream(resp)
+}
+
+// notices opens a session's stream of notices.
+func (c *raw) notices(t *testing.T, ctx context.Context) *stream {
+	t.Helper()
+	r, err := c.request(ctx, "GET", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := http.DefaultClient.Do(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if resp.StatusCode != http.StatusOK {
+		t.Fatalf("a stream of notices: %s", resp.Status)
+	}
+	return newStream(resp)
+}
+
+func newStream(resp *http.Response) *stream {
+	s := &stream{status: resp.StatusCode, messages: make(chan string, 256)}
+	go func() {
+		defer close(s.messages)
+		defer resp.Body.Close()
+		lines := bufio.NewScanner(resp.Body)
+		lines.Buffer(nil, 16<<20)
+		for lines.Scan() {
+			line := strings.TrimSpace(strings.TrimPrefix(lines.Text(), "data:"))
+			if strings.HasPrefix(line, "{") {
+				s.messages <- line
+			}
+		}
+	}()
+	return s
+}
+
+// next is the next message in which text stands, or fails the test where the stream
+// ends, or a minute does, before it.
+func (s *stream) next(t *testing.T, text string) string {
+	t.Helper()
+	late := time.After(time.Minute)
+	var seen []string
+	for {
+		select {
+		case m, ok := <-s.messages:
+			if ok && strings.Contains(m, text) {
+				return m
+			}
+			if !ok {
+				t.Fatalf("the stream ended without %s: %s", text, seen)
+			}
+			seen = append(seen, m)
+		case <-late:
+			t.Fatalf("no %s within a minute: %s", text, seen)
 		}
 	}
-	return a, errors.New("no answer: " + resp.Status + " " + a.Body)
+}
+
+// ends waits for the end of the stream, and returns what came before it.
+func (s *stream) ends(t *testing.T) (seen []string) {
+	t.Helper()
+	late := time.After(time.Minute)
+	for {
+		select {
+		case m, ok := <-s.messages:
+			if !ok {
+				return seen
+			}
+			seen = append(seen, m)
+		case <-late:
+			t.Fatalf("the stream is open after a minute: %s", seen)
+		}
+	}
 }

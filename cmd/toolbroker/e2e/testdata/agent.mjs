@@ -4,8 +4,9 @@
 //
 // SDK: v1 (@modelcontextprotocol/sdk, which speaks 2025-11-25) or v2
 // (@modelcontextprotocol/client). ERA: a revision to insist on. It reads requests as
-// lines of JSON, {"list": true} or {"call": TOOL, "args": {}}, and answers each with a
-// line. The first line it writes is {"ready": REVISION}.
+// lines of JSON, {"list": true}, {"list": "resources" | "templates" | "prompts"} or
+// {"call": TOOL, "args": {}}, and answers each with a line. The first line it writes is
+// {"ready": REVISION}.
 import { createInterface } from 'node:readline';
 import { pathToFileURL } from 'node:url';
 
@@ -31,10 +32,16 @@ if (sdk === 'v1') {
 }
 const say = (what) => process.stdout.write(JSON.stringify(what) + '\n');
 say({ ready: revision });
+const lists = {
+  true: async () => (await client.listTools()).tools.map((t) => t.name),
+  resources: async () => (await client.listResources()).resources.map((r) => r.uri),
+  templates: async () => (await client.listResourceTemplates()).resourceTemplates.map((r) => r.uriTemplate),
+  prompts: async () => (await client.listPrompts()).prompts.map((p) => p.name),
+};
 for await (const line of createInterface({ input: process.stdin })) {
   const asked = JSON.parse(line);
   try {
-    if (asked.list) say({ names: (await client.listTools()).tools.map((t) => t.name) });
+    if (asked.list) say({ names: await lists[asked.list]() });
     else {
       const { content, isError } = await client.callTool({ name: asked.call, arguments: asked.args ?? {} });
       say({ text: JSON.stringify(content), isError: isError ?? false });
