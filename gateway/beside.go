@@ -131,11 +131,15 @@ func (b *beside) Ask(ctx context.Context, method string, params json.RawMessage)
 	if method != MethodRoots {
 		return Result{}, ErrCannotAsk
 	}
-	ask := Note{Ask: newID("ask"), Method: method}
 	p, t, err := b.g.Admit(ctx, b.cred)
 	if err != nil {
 		return Result{}, fmt.Errorf("%w: %w", ErrCannotAsk, err)
 	}
+	params, _, bad := b.g.mesh.json(params) // what is decided is what is passed on
+	if bad == nil {
+		bad = readAsk(method, params)
+	}
+	ask := Note{Ask: newID("ask"), Method: method, Params: params}
 	c := &life{ID: ask.Ask, Call: Call{Credential: b.cred, Method: method, Protocol: b.protocol}, Principal: p, Task: t}
 	fact := func(of audit.Type) Fact {
 		f := c.fact(of)
@@ -143,33 +147,36 @@ func (b *beside) Ask(ctx context.Context, method string, params json.RawMessage)
 		f.Decision, f.Args = &c.Decision, &ArgsRef{Bytes: len(params), Canonical: sha(params), Raw: sha(params)}
 		return f
 	}
-	if err := b.decide(ctx, c, params, fact); err != nil {
-		return Result{}, fmt.Errorf("%w: %w", ErrCannotAsk, err)
-	}
-	if ask.Params, _, err = b.g.mesh.json(params); err != nil {
+	if err := b.decide(ctx, c, params, bad, fact); err != nil {
 		return Result{}, fmt.Errorf("%w: %w", ErrCannotAsk, err)
 	}
 	r, err := b.put(ctx, ask)
 	if err == nil {
 		err = c.keeps(r.Raw, r.Error)
 	}
+	if err == nil {
+		err = readAnswer(r)
+	}
 	f := fact(audit.AskAnswered)
 	f.Detail = answered(r, err)
 	if rerr := b.g.Recorder.Record(context.WithoutCancel(ctx), f); rerr != nil {
 		return Result{}, refuse(Internal, fmt.Errorf("record: %w", rerr))
 	}
-	return r, err
+	if err != nil {
+		return Result{}, err
+	}
+	return r, nil
 }
 
 // decide asks policy whether some tool of the server's may have the roots now, and
-// puts the answer on record.
-func (b *beside) decide(ctx context.Context, c *life, params json.RawMessage, fact func(audit.Type) Fact) error {
+// puts the answer on record. What cannot be read, for bad, is denied unread.
+func (b *beside) decide(ctx context.Context, c *life, params json.RawMessage, bad error, fact func(audit.Type) Fact) error {
 	var can map[string]json.RawMessage
 	_ = json.Unmarshal(b.caps, &can) // made by open, or nil
 	c.Decision = authz.Decision{Revision: b.g.Policy.Revision(), Reason: "nothing that the server offers is granted the agent's roots"}
 	for _, s := range everySort {
 		for _, tool := range b.g.Servers.Offered(c.Principal.Tenant, s) {
-			if tool.Server != b.server.Server || c.Decision.Verdict == authz.Allow || b.g.could(c.Principal, c.Task, tool, authz.Roots).Verdict == authz.Deny {
+			if bad != nil || tool.Server != b.server.Server || c.Decision.Verdict == authz.Allow || b.g.could(c.Principal, c.Task, tool, authz.Roots).Verdict == authz.Deny {
 				continue
 			}
 			c.Decision = b.g.ask(c.Task, b.g.question(c.Principal, c.Task, tool.ID(), authz.Roots, params))
@@ -177,6 +184,8 @@ func (b *beside) decide(ctx context.Context, c *life, params json.RawMessage, fa
 	}
 	var refused *Refusal
 	switch {
+	case bad != nil:
+		refused = refuse(Downstream, fmt.Errorf("%w: what the server asks: %w", ErrBadAnswer, bad))
 	case c.Decision.Verdict != authz.Allow:
 		refused = refuse(Denied, errors.New("the server asked to "+asks[MethodRoots].say))
 	case can[asks[MethodRoots].cap] == nil:

@@ -129,6 +129,8 @@ func TestAskBesideCalls(t *testing.T) {
 		asked                bool
 		log                  string
 	}{
+		"read two ways":       {row, gateway.MethodRoots, `{"roots":[]}`, false, "tool.ask.denied:downstream"},
+		"answered two ways":   {row, gateway.MethodRoots, `{"roots":[],"Roots":[{"uri":"file:///etc"}]}`, true, "tool.ask.allowed tool.ask.answered"},
 		"with a row":          {row, gateway.MethodRoots, `{"roots":[]}`, true, "tool.ask.allowed tool.ask.answered"},
 		"a deny elsewhere":    {row + "p, agent:a, acme, work, files/write, roots, , deny\n", gateway.MethodRoots, `{"roots":[]}`, true, "tool.ask.allowed tool.ask.answered"},
 		"without":             {"", gateway.MethodRoots, `{"roots":[]}`, false, "tool.ask.denied:denied"},
@@ -156,11 +158,15 @@ func TestAskBesideCalls(t *testing.T) {
 			}
 			before := len(h.Lines())
 			notes := door(t, h, c.answer)
-			r, err := way.Ask(t.Context(), c.method, json.RawMessage(`{}`))
+			params := `{}`
+			if name == "read two ways" {
+				params = `{"_meta":{"a":1,"A":2}}`
+			}
+			r, err := way.Ask(t.Context(), c.method, json.RawMessage(params))
 			if got := len(notes) > 0; got != c.asked {
 				t.Fatalf("asked: %v, %v", got, err)
 			}
-			want := c.asked && name != "its own token"
+			want := c.asked && name != "its own token" && name != "answered two ways"
 			if (err == nil) != want || want && string(r.Raw) != c.answer || !c.asked && !errors.Is(err, gateway.ErrCannotAsk) {
 				t.Errorf("%s %v", r.Raw, err)
 			}
