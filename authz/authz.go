@@ -95,6 +95,9 @@ type Requirement struct {
 	Rule  Rule   `json:"rule"`            // the row that asks
 }
 
+// String says whom r asks: "2 of group:sre", "an operator".
+func (r Requirement) String() string { return verdict{n: r.N, group: r.Group}.asks() }
+
 // A Decision is the answer. The zero Decision refuses. Its lists may be another
 // decision's too: they are to be read, not changed.
 type Decision struct {

@@ -6,6 +6,7 @@ import (
 	"regexp"
 	"regexp/syntax"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -22,8 +23,8 @@ const (
 
 // A condition is a compiled `when`. It never changes.
 //
-// The language is small on purpose: comparisons of args.NAME, hour and weekday
-// with literals, joined by &&, || and !. It has no functions, no arithmetic and
+// The language is small on purpose: comparisons of args.NAME, date, hour and
+// weekday with literals, joined by &&, || and !. It has no functions, no arithmetic and
 // no way to call into Go, and it is typed: where a general evaluator would find
 // ["prod"] different from 'prod' and go on, this one says that it cannot tell,
 // and a grant does not match. Nothing out of a request is ever parsed as code;
@@ -34,6 +35,26 @@ type condition struct {
 	args  bool     // it reads arguments
 	loose []string // patterns tied to neither end of the value
 	holds func(*input) (bool, error)
+	shape *shape // what it is made of, for those who look at it rather than evaluate it
+}
+
+// A shape is a term, or shapes joined by && or ||, or one under !.
+type shape struct {
+	op    string // && || ! or empty
+	of    []*shape
+	holds test
+	*term
+}
+
+// A term is one test of one value.
+type term struct {
+	name  string  // the variable
+	op    string  // == != < <= > >= =~ !~, "in" for a list of literals, "has" for a literal in the variable, "is" for a flag
+	among []value // the literals that it is held against
+	with  string  // the other variable, where there is one
+	re    *regexp.Regexp
+	text  string // as written
+	holds test
 }
 
 // truth is what a condition came to.
@@ -56,19 +77,12 @@ func (c *condition) eval(in *input) truth {
 	return no
 }
 
-// A conditionError is what is wrong with a condition's text.
-type conditionError struct{ what, suggestion string }
-
-func (e *conditionError) Error() string {
-	return Finding{Text: e.what, Suggestion: e.suggestion}.what()
-}
-
-// parseCondition compiles text. Its error is a *conditionError.
+// parseCondition compiles text. Its error is a *mistake.
 func parseCondition(text string) (c *condition, err error) {
 	p := &conditionParser{text: text, cond: &condition{text: text}}
 	defer func() {
 		if r := recover(); r != nil {
-			stop, ok := r.(*conditionError)
+			stop, ok := r.(*mistake)
 			if !ok {
 				panic(r)
 			}
@@ -76,13 +90,14 @@ func parseCondition(text string) (c *condition, err error) {
 		}
 	}()
 	if len(text) > maxCondition {
-		p.fail("", "is longer than %d bytes", maxCondition)
+		p.failAs("condition-limits", "", "is longer than %d bytes", maxCondition)
 	}
 	p.next()
 	p.cond.holds = p.or()
 	if p.tok.kind != tokEnd {
 		p.unexpected()
 	}
+	p.cond.shape = p.shapes[0]
 	return p.cond, nil
 }
 
@@ -101,17 +116,43 @@ type token struct {
 	text string // a name or operator as written; a string's content
 }
 
-// conditionParser reads one token ahead and fails by panicking with a *conditionError.
+// conditionParser reads one token ahead and fails by panicking with a *mistake.
 type conditionParser struct {
 	text  string
 	pos   int
 	tok   token
+	from  int // where tok begins
+	end   int // where the token before it ends
 	depth int
 	cond  *condition
+	// What has been read and not yet joined, as a postfix notation would have it.
+	shapes []*shape
 }
 
 func (p *conditionParser) fail(suggestion, format string, a ...any) {
-	panic(&conditionError{"condition " + fmt.Sprintf(format, a...), suggestion})
+	p.failAs("condition", suggestion, format, a...)
+}
+
+func (p *conditionParser) failAs(code, suggestion, format string, a ...any) {
+	panic(&mistake{code, "condition " + fmt.Sprintf(format, a...), suggestion})
+}
+
+// fold joins the last shapes, one under ! and else two, under the test that does.
+func (p *conditionParser) fold(op string, t test) test {
+	n := 2
+	if op == "!" {
+		n = 1
+	}
+	at := len(p.shapes) - n
+	p.shapes = append(p.shapes[:at], &shape{op: op, of: slices.Clone(p.shapes[at:]), holds: t})
+	return t
+}
+
+// leaf notes a term whose text began at from, and returns its test.
+func (p *conditionParser) leaf(from int, t term) test {
+	t.text = p.text[from:p.end]
+	p.shapes = append(p.shapes, &shape{holds: t.holds, term: &t})
+	return t.holds
 }
 
 // otherWords are other languages' words for ours.
@@ -142,9 +183,11 @@ func isLetter(c byte) bool { return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z'
 // next reads a token. A string ends at its own kind of quote and knows no
 // escapes, so a regular expression stands as it is written.
 func (p *conditionParser) next() {
+	p.end = p.pos
 	for p.pos < len(p.text) && p.text[p.pos] == ' ' {
 		p.pos++
 	}
+	p.from = p.pos
 	rest := p.text[p.pos:]
 	if rest == "" {
 		p.tok = token{}
@@ -203,12 +246,12 @@ func (p *conditionParser) or() test {
 	left := p.and()
 	for p.op("||") {
 		l, r := left, p.and()
-		left = func(in *input) (bool, error) {
+		left = p.fold("||", func(in *input) (bool, error) {
 			if ok, err := l(in); ok || err != nil {
 				return ok, err
 			}
 			return r(in)
-		}
+		})
 	}
 	return left
 }
@@ -217,34 +260,35 @@ func (p *conditionParser) and() test {
 	left := p.not()
 	for p.op("&&") {
 		l, r := left, p.not()
-		left = func(in *input) (bool, error) {
+		left = p.fold("&&", func(in *input) (bool, error) {
 			if ok, err := l(in); !ok || err != nil {
 				return false, err
 			}
 			return r(in)
-		}
+		})
 	}
 	return left
 }
 
 func (p *conditionParser) not() test {
 	if p.depth++; p.depth > maxDepth {
-		p.fail("", "is nested deeper than %d", maxDepth)
+		p.failAs("condition-limits", "", "is nested deeper than %d", maxDepth)
 	}
 	defer func() { p.depth-- }()
 	switch {
 	case p.op("!"):
 		if p.tok.kind == tokName {
+			from := p.from
 			v := p.variable()
 			if p.tok.kind == tokOp && p.tok.text != ")" && p.tok.text != "&&" && p.tok.text != "||" || p.tok.kind == tokName {
 				p.fail("!("+v.name+" ...)", "does not say what ! negates")
 			}
-			return negate(p.flag(v))
+			return p.negate(p.flag(from, v))
 		}
 		if p.tok.kind != tokOp {
 			p.unexpected()
 		}
-		return negate(p.not())
+		return p.negate(p.not())
 	case p.op("("):
 		inner := p.or()
 		if !p.op(")") {
@@ -255,11 +299,11 @@ func (p *conditionParser) not() test {
 	return p.comparison()
 }
 
-func negate(t test) test {
-	return func(in *input) (bool, error) {
+func (p *conditionParser) negate(t test) test {
+	return p.fold("!", func(in *input) (bool, error) {
 		ok, err := t(in)
 		return !ok && err == nil, err
-	}
+	})
 }
 
 // An operand is a variable, when it has a name, or a literal.
@@ -281,13 +325,20 @@ func (o operand) value(in *input) (value, error) {
 var clocks = map[string]struct {
 	limit float64
 	read  func(time.Time) int
+	show  func(int) string
 }{
-	"hour":    {24, func(t time.Time) int { return t.UTC().Hour() }},
-	"weekday": {6, func(t time.Time) int { return int(t.UTC().Weekday()) }},
+	"hour":    {24, func(t time.Time) int { return t.UTC().Hour() }, strconv.Itoa},
+	"weekday": {6, func(t time.Time) int { return int(t.UTC().Weekday()) }, func(n int) string { return days[n] }},
+	// Days since 1970, and written as '2026-12-31'.
+	"date": {lastDay, dayOf, func(n int) string { return "'" + time.Unix(int64(n)*86400, 0).UTC().Format(time.DateOnly) + "'" }},
 }
 
 // days may be written where weekday is compared.
 var days = []string{"sun", "mon", "tue", "wed", "thu", "fri", "sat"}
+
+const lastDay = 2932896 // 9999-12-31
+
+func dayOf(t time.Time) int { return int(t.Unix() / 86400) }
 
 func (p *conditionParser) variable() operand {
 	name := p.tok.text
@@ -318,9 +369,9 @@ func (p *conditionParser) variable() operand {
 		if root, path, ok := strings.Cut(name, "."); ok && nearest(root, []string{"args"}) != "" {
 			instead = "args." + path
 		} else if instead == "" {
-			instead = nearest(name, []string{"hour", "weekday", "true", "false", "null"})
+			instead = nearest(name, []string{"hour", "weekday", "date", "true", "false", "null"})
 		}
-		p.fail(instead, "has %q; known are args.NAME, hour and weekday", name)
+		p.failAs("unknown-variable", instead, "has %q; known are args.NAME, date, hour and weekday", name)
 	}
 	if !slices.Contains(p.cond.vars, name) {
 		p.cond.vars = append(p.cond.vars, name)
@@ -364,36 +415,37 @@ func (p *conditionParser) operand() operand {
 }
 
 // flag is a variable that stands alone: an argument that is true or false.
-func (p *conditionParser) flag(v operand) test {
+func (p *conditionParser) flag(from int, v operand) test {
 	if _, clock := clocks[v.name]; clock || v.get == nil {
 		p.fail("", "compares nothing")
 	}
-	return func(in *input) (bool, error) {
+	return p.leaf(from, term{name: v.name, op: "is", holds: func(in *input) (bool, error) {
 		got, err := v.get(in)
 		if err == nil && got.kind != boolKind {
 			err = fmt.Errorf("%s is %s, not true or false", v.name, got.kind)
 		}
 		return got.truth, err
-	}
+	}})
 }
 
 func (p *conditionParser) comparison() test {
+	from := p.from
 	left := p.operand()
 	op := p.tok.text
 	switch {
 	case p.tok.kind == tokName && op == "in":
 		p.next()
-		return p.in(left)
+		return p.in(from, left)
 	case p.tok.kind != tokOp || op == ")" || op == "&&" || op == "||" || op == ",":
 		if left.get == nil {
 			p.fail("", "compares nothing")
 		}
-		return p.flag(left)
+		return p.flag(from, left)
 	}
 	switch op {
 	case "=~", "!~":
 		p.next()
-		return p.match(left, op == "!~")
+		return p.match(from, left, op == "!~")
 	case "==", "!=", "<", "<=", ">", ">=":
 		p.next()
 	default:
@@ -402,7 +454,14 @@ func (p *conditionParser) comparison() test {
 	right := p.operand()
 	p.comparable(op, left, &right)
 	p.comparable(op, right, &left)
-	return func(in *input) (bool, error) {
+	seen := term{name: left.name, op: op, among: []value{right.lit}, with: right.name}
+	switch {
+	case left.get == nil:
+		seen = term{name: right.name, op: turned(op), among: []value{left.lit}}
+	case right.get != nil:
+		seen.among = nil
+	}
+	seen.holds = func(in *input) (bool, error) {
 		l, err := left.value(in)
 		if err != nil {
 			return false, err
@@ -413,6 +472,18 @@ func (p *conditionParser) comparison() test {
 		}
 		return compare(op, l, r, left.name, right.name)
 	}
+	return p.leaf(from, seen)
+}
+
+// turned is the comparison that says the same with its sides swapped.
+func turned(op string) string {
+	switch op[0] {
+	case '<':
+		return ">" + op[1:]
+	case '>':
+		return "<" + op[1:]
+	}
+	return op
 }
 
 // comparable refuses a comparison that could never be evaluated, and turns a
@@ -428,7 +499,15 @@ func (p *conditionParser) comparable(op string, v operand, lit *operand) {
 		p.fail("", "orders %s (%s)", lit.lit.kind, op)
 	}
 	clock, ok := clocks[v.name]
-	if !ok {
+	switch {
+	case !ok:
+		return
+	case v.name == "date":
+		day, err := time.Parse(time.DateOnly, lit.lit.text)
+		if lit.lit.kind != stringKind || err != nil || day.Year() < 1970 {
+			p.fail("", "compares date with what is no day; write it as '2026-12-31'")
+		}
+		lit.lit = value{kind: numberKind, number: float64(dayOf(day))}
 		return
 	}
 	if lit.lit.kind == stringKind && v.name == "weekday" {
@@ -448,7 +527,7 @@ func (p *conditionParser) comparable(op string, v operand, lit *operand) {
 	}
 }
 
-func (p *conditionParser) in(left operand) test {
+func (p *conditionParser) in(from int, left operand) test {
 	if p.tok.kind == tokName {
 		list := p.variable()
 		if left.get != nil || left.lit.kind == nullKind {
@@ -457,13 +536,13 @@ func (p *conditionParser) in(left operand) test {
 		if _, clock := clocks[list.name]; clock {
 			p.fail("", "looks into %s, which is a number", list.name)
 		}
-		return func(in *input) (bool, error) {
+		return p.leaf(from, term{name: list.name, op: "has", among: []value{left.lit}, holds: func(in *input) (bool, error) {
 			got, err := list.get(in)
 			if err != nil {
 				return false, err
 			}
 			return got.contains(left.lit, list.name)
-		}
+		}})
 	}
 	if !p.op("(") {
 		p.unexpected()
@@ -486,7 +565,7 @@ func (p *conditionParser) in(left operand) test {
 	if !p.op(")") {
 		p.unexpected()
 	}
-	return func(in *input) (bool, error) {
+	return p.leaf(from, term{name: left.name, op: "in", among: among, holds: func(in *input) (bool, error) {
 		got, err := left.get(in)
 		if err != nil {
 			return false, err
@@ -497,10 +576,10 @@ func (p *conditionParser) in(left operand) test {
 			}
 		}
 		return false, nil
-	}
+	}})
 }
 
-func (p *conditionParser) match(left operand, not bool) test {
+func (p *conditionParser) match(from int, left operand, not bool) test {
 	if _, clock := clocks[left.name]; clock || left.get == nil {
 		p.fail("", "can match only an argument against a pattern")
 	}
@@ -511,16 +590,20 @@ func (p *conditionParser) match(left operand, not bool) test {
 	p.next()
 	parsed, err := syntax.Parse(pattern, syntax.Perl)
 	if err != nil {
-		p.fail("", "has the pattern '%s': %v", pattern, err)
+		p.failAs("pattern", "", "has the pattern '%s': %v", pattern, err)
 	}
 	if prog, err := syntax.Compile(parsed.Simplify()); err != nil || len(prog.Inst) > maxProgram {
-		p.fail("", "has a pattern that is too large")
+		p.failAs("pattern", "", "has a pattern that is too large")
 	}
 	re := regexp.MustCompile(pattern)
 	if !not && !anchored(parsed) {
 		p.cond.loose = append(p.cond.loose, pattern)
 	}
-	return func(in *input) (bool, error) {
+	seen := term{name: left.name, op: "=~", re: re}
+	if not {
+		seen.op = "!~"
+	}
+	seen.holds = func(in *input) (bool, error) {
 		got, err := left.get(in)
 		switch {
 		case err != nil:
@@ -532,6 +615,7 @@ func (p *conditionParser) match(left operand, not bool) test {
 		}
 		return re.MatchString(got.text) != not, nil
 	}
+	return p.leaf(from, seen)
 }
 
 // anchored reports whether every match of re is tied to an end of the value.

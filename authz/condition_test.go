@@ -32,6 +32,8 @@ func TestConditions(t *testing.T) {
 		{"args.missing != null && args.missing > 3", "no"}, {"args.missing == null || args.missing > 3", "yes"},
 		{"args.n == args.o.n", "no"}, {"args.n < args.o.n", "yes"},
 
+		{"date == '2026-11-23'", "yes"}, {"date < '2026-11-23'", "no"}, {"date <= '2026-11-23'", "yes"}, {"'2026-11-22' < date", "yes"}, {"date in ('2026-11-22', '2026-11-23')", "yes"},
+
 		// What cannot be told is not guessed.
 		{"args.missing == 5", "unknown"}, {"args.missing != 5", "unknown"}, {"args.z == 5", "unknown"}, {"args.z != 5", "unknown"},
 		{"args.s == 5", "unknown"}, {"args.s != 5", "unknown"}, {"args.n == '5'", "unknown"}, {"args.list != 'prod'", "unknown"}, {"args.o != 'prod'", "unknown"},
@@ -46,12 +48,12 @@ func TestConditions(t *testing.T) {
 		{"args.n == 5 args.t", `condition has "args.t" where it does not belong`}, {"args.s == 'x", "condition has a string that does not end"},
 		{"true", "condition compares nothing"}, {"1 == 1", "condition compares nothing"}, {"'a' == 'a'", "condition compares nothing"}, {"hour", "condition compares nothing"}, {"5", "condition compares nothing"},
 		{"args", "condition has args without the name of an argument"}, {"args. == 5", `condition has "args.", which names no argument`}, {"args..n == 5", `condition has "args..n", which names no argument`},
-		{"arg.repo == 'x'", `condition has "arg.repo"; known are args.NAME, hour and weekday; did you mean "args.repo"?`},
-		{"Args.n == 1", `condition has "Args.n"; known are args.NAME, hour and weekday; did you mean "args.n"?`},
-		{"hours > 3", `condition has "hours"; known are args.NAME, hour and weekday; did you mean "hour"?`}, {"user == 'root'", `condition has "user"; known are args.NAME, hour and weekday`},
+		{"arg.repo == 'x'", `condition has "arg.repo"; known are args.NAME, date, hour and weekday; did you mean "args.repo"?`},
+		{"Args.n == 1", `condition has "Args.n"; known are args.NAME, date, hour and weekday; did you mean "args.n"?`},
+		{"hours > 3", `condition has "hours"; known are args.NAME, date, hour and weekday; did you mean "hour"?`}, {"user == 'root'", `condition has "user"; known are args.NAME, date, hour and weekday`},
 		{"sqlReadOnly(args.sql)", `condition calls "sqlReadOnly"; there are no functions`}, {"eval(args.s)", `condition calls "eval"; there are no functions`}, {"args.s.String() == 'x'", `condition has "(" where it does not belong`},
 		{"args.n = 5", `condition has "=" where it does not belong; did you mean "=="?`}, {"args.n == 5 and args.t", `condition has "and" where it does not belong; did you mean "&&"?`}, {"args.n == 5 & args.t", `condition has "&" where it does not belong; did you mean "&&"?`},
-		{"not args.t", `condition has "not"; known are args.NAME, hour and weekday; did you mean "!"?`}, {"args.t == True", `condition has "True"; known are args.NAME, hour and weekday; did you mean "true"?`},
+		{"not args.t", `condition has "not"; known are args.NAME, date, hour and weekday; did you mean "!"?`}, {"args.t == True", `condition has "True"; known are args.NAME, date, hour and weekday; did you mean "true"?`},
 		{"!args.n == 5", `condition does not say what ! negates; did you mean "!(args.n ...)"?`},
 		{"args.n + 1 == 6", `condition cannot calculate ("+")`}, {"args.n % 2 == 1", `condition cannot calculate ("%")`}, {"args.n / 0 > 1", `condition cannot calculate ("/")`}, {"args.t ? args.u : args.t", `condition has "?" where it does not belong`},
 		{"args.s =~ args.pattern", "condition needs its pattern as a string"}, {"'acme' =~ args.s", "condition can match only an argument against a pattern"}, {"hour =~ '1'", "condition can match only an argument against a pattern"},
@@ -59,6 +61,7 @@ func TestConditions(t *testing.T) {
 		{"args.t < true", "condition orders true or false (<)"}, {"args.t < null", "condition orders null (<)"}, {"args.n in (1, 'a')", "condition has a list of more than one type"}, {"args.n in ()", `condition has ")" where it does not belong`}, {"args.n in (args.t)", `condition has "args.t" where it does not belong`},
 		{"args.s in args.list", "condition needs a literal on one side of in"}, {"null in args.list", "condition needs a literal on one side of in"}, {"1 in hour", "condition looks into hour, which is a number"},
 		{"hour == '9'", "condition compares hour with what it never is (it is 0 to 23)"}, {"hour == 25", "condition compares hour with what it never is (it is 0 to 23)"}, {"weekday == 7", "condition compares weekday with what it never is (it is 0 to 6)"}, {"weekday == 'Mon'", "condition has the day 'Mon'; days are sun, mon, tue, wed, thu, fri, sat or 0 to 6; did you mean \"mon\"?"},
+		{"date == '2026-02-30'", "condition compares date with what is no day; write it as '2026-12-31'"}, {"date > 20261231", "condition compares date with what is no day; write it as '2026-12-31'"}, {"date > '1969-12-31'", "condition compares date with what is no day; write it as '2026-12-31'"}, {"date", "condition compares nothing"}, {"date =~ '^2026'", "condition can match only an argument against a pattern"}, {"dates > '2026-01-01'", `condition has "dates"; known are args.NAME, date, hour and weekday; did you mean "date"?`},
 		{"args.n == 9007199254740993", `condition has "9007199254740993", which is no number that can be read exactly`}, {"args.n == 0x10", `condition has "0x10", which is no number that can be read exactly`}, {"args.n == 05", `condition has "05", which is no number that can be read exactly`}, {"args.n == 1e999", `condition has "1e999", which is no number that can be read exactly`}, {"args.n == 0.1234567890123456789", `condition has "0.1234567890123456789", which is no number that can be read exactly`},
 		{"args.n == 5; args.t", "condition has ';' where it does not belong"}, {"[args.n] == 5", "condition has '[' where it does not belong"}, {"args.nаme == 5", "condition has 'а' (U+0430), which is not 'a'"},
 		{strings.Repeat("(", 17) + "args.t" + strings.Repeat(")", 17), "condition is nested deeper than 16"}, {strings.Repeat("!", 100) + "args.t", "condition is nested deeper than 16"}, {strings.Repeat("args.t && ", 52) + "args.t", "condition is longer than 512 bytes"},

@@ -396,3 +396,28 @@ func TestRememberedDecisionsAreTheirOwnQuestions(t *testing.T) {
 		}
 	}
 }
+
+// Where more conditions can decide than outcomes are told apart for, each call is
+// asked about anew.
+func TestManyConditions(t *testing.T) {
+	for _, n := range []int{31, 32, 33, 70} {
+		var text strings.Builder
+		for i := range n {
+			fmt.Fprintf(&text, "p, bot, acme, k, s/t, call, args.n == %d, %s\n", i, []string{"allow", "approve", "deny"}[i%3])
+		}
+		p := parse(t, text.String())
+		for range 2 {
+			for i := range n {
+				want := []string{"allow %d", "approve %d; 1 of anyone (%[1]d)", "deny %d"}[i%3]
+				if d := p.Decide(ask("bot", "k", "s/t", fmt.Sprintf(`{"n":%d}`, i))); say(d) != fmt.Sprintf(want, i+1) {
+					t.Errorf("%d of %d: %s", i, n, say(d))
+				}
+			}
+			q := ask("bot", "k", "s/t", "")
+			q.Action = authz.List
+			if d := p.Decide(q); d.Verdict != authz.Allow {
+				t.Errorf("a list: %s", say(d))
+			}
+		}
+	}
+}

@@ -1,6 +1,7 @@
 package authz_test
 
 import (
+	"maps"
 	"os"
 	"strings"
 	"testing"
@@ -20,7 +21,7 @@ func TestDocs(t *testing.T) {
 			blocks = append(blocks, strings.TrimPrefix(block, "\n"))
 		}
 	}
-	if len(blocks) != 4 {
+	if len(blocks) != 8 { // cmd/toolbroker looks at those after the fourth
 		t.Fatalf("%d blocks", len(blocks))
 	}
 
@@ -45,5 +46,24 @@ func TestDocs(t *testing.T) {
 	}
 	if _, shown, _ := strings.Cut(blocks[2], "\n"); strings.Join(got, "\n") != shown {
 		t.Errorf("check says\n%s\nthe page\n%s", strings.Join(got, "\n"), shown)
+	}
+}
+
+// Its table of findings has every code there is, with its severity, and no other.
+func TestDocsHaveEveryCode(t *testing.T) {
+	text, err := os.ReadFile("../docs/policy.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, table, _ := strings.Cut(string(text), "\n## What is found\n")
+	table, _, _ = strings.Cut(table, "\n## ")
+	told := map[string]authz.Severity{}
+	for line := range strings.Lines(table) {
+		if cells := strings.Split(line, " | "); strings.HasPrefix(line, "| `") && len(cells) >= 4 {
+			told[strings.Trim(cells[0], "| `")] = authz.Severity(cells[1])
+		}
+	}
+	if !maps.Equal(told, authz.Severities) {
+		t.Errorf("the page has %v, we have %v", told, authz.Severities)
 	}
 }

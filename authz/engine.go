@@ -1,11 +1,9 @@
 package authz
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"sync"
 
 	"github.com/casbin/casbin/v2"
@@ -125,81 +123,76 @@ func does(asked, cell string) bool {
 	return cell == "*" || cell == asked || asked == string(List) && cell == string(Call)
 }
 
-// An engine holds Casbin enforcers for one list of clauses. An enforcer's
-// effector keeps what matched, so an enforcer serves one question at a time.
-type engine struct {
-	clauses []clause
-	pool    sync.Pool
-}
-
-// key tells lists of clauses apart by their places in the ruleset.
-func key(places []int) string {
-	var b []byte
-	for _, i := range places {
-		b = binary.AppendUvarint(b, uint64(i))
-	}
-	return string(b)
-}
-
+// An enforcer is Casbin with the model and, while it decides, the rows of one
+// candidate set and what the model's functions read. It serves one question at a
+// time and is used for any ruleset: making one costs more than ten decisions.
 type enforcer struct {
-	casbin  *casbin.Enforcer
-	effects *effects
+	casbin *casbin.Enforcer
+	rows   *[][]string // of its model
+	*effects
+	rules *ruleset
 }
 
-func (s *ruleset) newEnforcer(clauses []clause) (*enforcer, error) {
+var enforcers sync.Pool
+
+func newEnforcer() (*enforcer, error) {
 	parsed, err := parsedModel()
 	if err != nil {
 		return nil, err
 	}
 	m := parsed.Copy()
-	// The rows are set, not added: adding them is where Casbin would drop the
-	// second of two rows whose cells join to the same text.
-	for _, c := range clauses {
-		m["p"]["p"].Policy = append(m["p"]["p"].Policy, []string{c.who, c.tenant, c.task, c.tool, c.action, c.condition(), c.eft})
-	}
 	e, err := casbin.NewEnforcer(m)
 	if err != nil {
 		return nil, err
 	}
-	// Only now: NewEnforcer clears them.
-	m["g"]["g"].RM = s.holders
-	m["g"]["g2"].RM = s.groups
-	keep := &effects{}
-	e.SetEffector(keep)
+	f := &enforcer{e, &m["p"]["p"].Policy, &effects{}, nil}
+	// Without role managers Casbin calls the functions of these names; around a
+	// manager it would put a memory that is never cleared.
+	m["g"]["g"].RM, m["g"]["g2"].RM = nil, nil
+	e.SetEffector(f.effects)
+	e.AddFunction("g", func(a ...any) (any, error) { return f.rules.is(a[0].(string), a[1].(string), a[2].(string)), nil })
+	e.AddFunction("g2", func(a ...any) (any, error) { return f.rules.inGroup(a[0].(string), a[1].(string)), nil })
 	e.AddFunction("glob", func(a ...any) (any, error) { return glob(a[0].(string), a[1].(string)), nil })
 	e.AddFunction("does", func(a ...any) (any, error) { return does(a[0].(string), a[1].(string)), nil })
 	e.AddFunction("when", func(a ...any) (any, error) {
 		text := a[0].(string)
-		cond, ok := s.conditions[text]
+		cond, ok := f.rules.conditions[text]
 		if !ok && text != "" {
 			return nil, errors.New("a condition that was never compiled")
 		}
 		return a[2].(*call).matches(cond, a[1].(string)), nil
 	})
-	return &enforcer{e, keep}, nil
+	return f, nil
 }
 
-// ask lets Casbin decide. It returns the verdict and the places in e.clauses of
-// every clause that matched.
-func (s *ruleset) ask(e *engine, q question, c *call) (Verdict, []int, error) {
-	f, ok := e.pool.Get().(*enforcer)
+// enforce lets Casbin decide among clauses that match q, conditions aside. It
+// returns the verdict and the places in clauses of every one that matched.
+func (s *ruleset) enforce(clauses []clause, q question, c *call) (Verdict, []int, error) {
+	f, ok := enforcers.Get().(*enforcer)
 	if !ok {
 		var err error
-		if f, err = s.newEnforcer(e.clauses); err != nil {
+		if f, err = newEnforcer(); err != nil {
 			return Deny, nil, err
 		}
 	}
-	f.effects.matches = nil
+	// The rows are set, not added: adding them is where Casbin would drop the
+	// second of two rows whose cells join to the same text.
+	rows := make([][]string, len(clauses))
+	for i, c := range clauses {
+		rows[i] = []string{c.who, c.tenant, c.task, c.tool, c.action, c.condition(), c.eft}
+	}
+	f.rules, *f.rows, f.matches = s, rows, nil
 	allowed, decider, err := f.casbin.EnforceEx(q.who, q.tenant, q.task, q.tool, q.action, c)
-	matches := f.effects.matches
+	matches := f.matches
 	if err != nil {
 		// Not put back: nothing is known about the state it is in. The error
 		// may quote the request, so it goes no further.
 		return Deny, nil, errors.New("the policy engine failed")
 	}
-	e.pool.Put(f)
-	if len(matches) != len(e.clauses) {
-		return Deny, nil, fmt.Errorf("the policy engine looked at %d of %d rows", len(matches), len(e.clauses))
+	f.rules, *f.rows, f.matches = nil, nil, nil
+	enforcers.Put(f)
+	if len(matches) != len(clauses) {
+		return Deny, nil, fmt.Errorf("the policy engine looked at %d of %d rows", len(matches), len(clauses))
 	}
 	var matched []int
 	for i, m := range matches {
@@ -247,181 +240,4 @@ func (e *effects) MergeEffects(expr string, rows []effector.Effect, matches []fl
 		return effector.Indeterminate, require, nil
 	}
 	return effector.Allow, allow, nil
-}
-
-// A ruleset is rows ready to be asked about. It never changes; what it
-// remembers are answers that no argument and no clock can alter.
-type ruleset struct {
-	rows       []*row
-	members    []member
-	clauses    []clause
-	conditions map[string]*condition
-	*holders
-	*groups
-
-	// Places in clauses, by who they are about.
-	byRole, byName map[string][]int
-	byGlob         []int
-
-	plans   bounded[question, *plan]
-	engines bounded[string, *engine]
-}
-
-func newRuleset(rows []*row, links []link, members []member) *ruleset {
-	s := &ruleset{
-		rows: rows, members: members, conditions: map[string]*condition{},
-		holders: newHolders(links), groups: newGroups(members),
-		byRole: map[string][]int{}, byName: map[string][]int{},
-	}
-	for _, r := range rows {
-		if r.when != nil {
-			s.conditions[r.when.text] = r.when
-		}
-		for _, c := range clauses(r) {
-			i := len(s.clauses)
-			s.clauses = append(s.clauses, c)
-			switch {
-			case strings.HasPrefix(c.who, rolePrefix):
-				s.byRole[c.who] = append(s.byRole[c.who], i)
-			case strings.Contains(c.who, "*"):
-				s.byGlob = append(s.byGlob, i)
-			default:
-				s.byName[c.who] = append(s.byName[c.who], i)
-			}
-		}
-	}
-	return s
-}
-
-// A question is a request without what may differ from call to call.
-type question struct {
-	who, tenant, task, tool, action string
-	could                           bool
-}
-
-// candidates returns the places of the clauses that match q, conditions aside,
-// in the order of the file.
-func (s *ruleset) candidates(q question) []int {
-	places := slices.Concat(s.byName[q.who], s.byGlob)
-	for role := range s.roles(q.who, q.tenant) {
-		places = append(places, s.byRole[role]...)
-	}
-	places = slices.DeleteFunc(places, func(i int) bool {
-		c := s.clauses[i]
-		return s.misses(c.row, c.tool, q) != ""
-	})
-	slices.Sort(places)
-	return places
-}
-
-// misses returns the first column of a row, read with tool as its tool cell,
-// that does not match q, or "".
-func (s *ruleset) misses(r *row, tool string, q question) string {
-	switch {
-	case !does(q.action, r.action):
-		return "action"
-	case !s.inGroup(q.tool, tool):
-		return "tool"
-	case !glob(q.task, r.task):
-		return "task"
-	case !glob(q.tenant, r.tenant):
-		return "tenant"
-	}
-	if ok, _ := s.holders.HasLink(q.who, r.who, q.tenant); !ok {
-		return "who"
-	}
-	return ""
-}
-
-// A plan is how to answer one question: which clauses there are to ask about
-// and, when none of them depends on the call, the answer.
-type plan struct {
-	engine *engine
-	reads  bool    // some row reads arguments
-	fixed  *answer // nil: must be asked each time
-}
-
-// An answer is what one ruleset says of one request. It is shared and never changes.
-type answer struct {
-	verdict Verdict
-	hits    []hit // in the order of the file
-	reads   bool
-	grants  []*row // of the rows that could grant this, whatever their condition came to
-	fixed   bool   // no arguments and no time change it
-	err     error
-}
-
-// nothing is the answer where no row could match.
-var nothing = &answer{fixed: true}
-
-// A hit is a row that matched. An approve row may match without granting.
-type hit struct {
-	*row
-	granted bool
-}
-
-// answer asks the ruleset. Where no row could match, there is nothing to ask
-// Casbin about, and its answer for no rows at all is not to be trusted.
-func (s *ruleset) answer(q question, c *call) *answer {
-	p, ok := s.plans.load(q)
-	if !ok {
-		p = s.plan(q, c)
-		s.plans.store(q, p)
-	}
-	if p.fixed != nil {
-		return p.fixed
-	}
-	return s.decide(p, q, c)
-}
-
-func (s *ruleset) plan(q question, c *call) *plan {
-	places := s.candidates(q)
-	if len(places) == 0 {
-		return &plan{fixed: nothing}
-	}
-	k := key(places)
-	e, ok := s.engines.load(k)
-	if !ok {
-		e = &engine{}
-		for _, i := range places {
-			e.clauses = append(e.clauses, s.clauses[i])
-		}
-		s.engines.store(k, e)
-	}
-	p := &plan{engine: e}
-	asks := false
-	for _, cl := range e.clauses {
-		if cl.when != nil && !c.list {
-			asks = true
-			p.reads = p.reads || cl.when.args
-		}
-	}
-	if !asks {
-		// A failure is not remembered: it may pass.
-		if a := s.decide(p, q, c); a.err == nil {
-			a.fixed, p.fixed = true, a
-		}
-	}
-	return p
-}
-
-func (s *ruleset) decide(p *plan, q question, c *call) *answer {
-	a := &answer{reads: p.reads}
-	var matched []int
-	a.verdict, matched, a.err = s.ask(p.engine, q, c)
-	for _, i := range matched {
-		cl := p.engine.clauses[i]
-		if n := len(a.hits); n == 0 || a.hits[n-1].row != cl.row {
-			a.hits = append(a.hits, hit{row: cl.row})
-		}
-		if cl.eft == "allow" {
-			a.hits[len(a.hits)-1].granted = true
-		}
-	}
-	for _, cl := range p.engine.clauses {
-		if cl.eft == "allow" {
-			a.grants = append(a.grants, cl.row)
-		}
-	}
-	return a
 }

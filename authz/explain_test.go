@@ -26,7 +26,7 @@ near misses:
 `},
 		{"two variables", ask(agent+"refunds-7", "refund-1", "stripe/refund.create", `{"amount":50}`), `deny: no row of policy.csv grants this call: the condition of policy.csv:24 could not be evaluated, the condition of policy.csv:25 does not hold
 near misses:
-  policy.csv: line 24 would allow, but args.amount is 50 and args.currency is missing
+  policy.csv: line 24 would allow, but args.currency is missing (args.currency == 'USD')
   policy.csv: line 25 would approve, but args.amount is 50
 `},
 		{"the task", ask(agent+"triage-7", "refund-1", "github/search.code", ""), `deny: no row of policy.csv grants this
@@ -47,7 +47,13 @@ near misses:
 			return r
 		}(), `deny: no row of policy.csv grants this call: the condition of policy.csv:26 does not hold
 near misses:
-  policy.csv: line 26 would allow, but hour is 3
+  policy.csv: line 26 would allow, but hour is 3 (hour >= 6)
+`},
+		{"two columns, where none misses by one", ask(agent+"intern-7", "refund-1", "github/search.code", ""), `deny: no row of policy.csv grants this
+near misses:
+  policy.csv: line 18 would allow, but the task is 'refund-1', not incident-triage, and 'spiffe://corp/agent/intern-7' does not hold role:triage-bot in acme
+`},
+		{"nothing near", ask("nobody", "none", "none/such", ""), `deny: no row of policy.csv grants this
 `},
 		{"overruled", ask(agent+"triage-intern", "incident-triage", "github/issues.close", `{"repo":"acme/x"}`), `deny: denied by policy.csv:28
 decided by:
@@ -125,6 +131,49 @@ func TestReasonsHoldNoArguments(t *testing.T) {
 		text, err := json.Marshal(p.Decide(r))
 		if err != nil || strings.Contains(string(text), "canary") {
 			t.Errorf("%s %v", text, err)
+		}
+	}
+}
+
+// What is told to be near is what misses by least, and never by more than two.
+func TestExplainNearest(t *testing.T) {
+	const one = "p, bot, acme, other, s/t, call, , allow\n"
+	const two = "p, another, acme, other, s/t, call, , allow\n"
+	const three = "p, another, globex, other, s/t, call, , allow\n"
+	for text, want := range map[string]string{one + two + three: "task", two + three: "task", three: "", "p, another, acme, k, s/u, call, , allow": ""} {
+		x := parse(t, text).Explain(ask("bot", "k", "s/t", ""))
+		got := ""
+		for _, n := range x.Near {
+			got += n.Column
+		}
+		if got != want {
+			t.Errorf("near by %q, want %q, in\n%s", got, want, text)
+		}
+	}
+}
+
+// Of a condition only what kept it from holding is told, and no secret.
+func TestExplainCondition(t *testing.T) {
+	for _, c := range []struct{ when, args, want string }{
+		{"args.a == 1 && args.b == 2", `{"a":1,"b":3}`, "args.b is 3 (args.b == 2)"},
+		{"args.a == 1 && args.b == 2", `{"a":2,"b":3}`, "args.a is 2 (args.a == 1)"},
+		{"args.a == 1 || args.b == 2", `{"a":2,"b":3}`, "args.a is 2 and args.b is 3"},
+		{"args.a == 1 || args.b == 2", `{"b":2}`, "args.a is missing (args.a == 1)"},
+		{"!(args.a == 1 && args.b == 2) && args.c", `{"a":1,"b":2,"c":true}`, "args.a is 1 and args.b is 2"},
+		{"!(args.a == 1 || args.b == 2)", `{"a":0,"b":2}`, "args.b is 2 (args.b == 2)"},
+		{"(args.a == 1 || args.b == 2) && args.c", `{"a":0,"b":2,"c":false}`, "args.c is false (args.c)"},
+		{"args.a == args.b", `{"a":1,"b":2}`, "args.a is 1 and args.b is 2"},
+		{"args.api_key == 'x'", `{"api_key":"canary"}`, "args.api_key is a string, which is not shown"},
+		{"args.auth.PassWord =~ '^x'", `{"auth":{"PassWord":"canary"}}`, "args.auth.PassWord is a string, which is not shown"},
+		{"args.token == 5", `{"token":7}`, "args.token is a number, which is not shown"},
+		{"args.token == 5", `{}`, "args.token is missing"},
+		{"weekday == 'sun' && date > '2026-12-01'", `{}`, "weekday is mon (weekday == 'sun')"},
+		{"date > '2026-12-01'", `{}`, "date is '2026-11-23'"},
+		{"args.a == 1", `[]`, "args cannot be read"},
+	} {
+		x := parse(t, "p, bot, acme, k, s/t, call, "+c.when+", allow").Explain(ask("bot", "k", "s/t", c.args))
+		if len(x.Near) != 1 || x.Near[0].Why != "line 1 would allow, but "+c.want || x.Near[0].Column != "when" {
+			t.Errorf("%s of %s: %v, want %s", c.when, c.args, x.Near, c.want)
 		}
 	}
 }

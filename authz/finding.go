@@ -15,13 +15,85 @@ const (
 	SeverityWarning Severity = "warning"
 )
 
+// severities holds every code that a finding can have. What a code means never
+// changes, and docs/policy.md says it.
+var severities = map[string]Severity{
+	// The file and its lines.
+	"too-large":       SeverityError,
+	"unreadable":      SeverityError,
+	"no-rows":         SeverityError,
+	"shrunk":          SeverityError,
+	"shrunk-meant":    SeverityWarning,
+	"case":            SeverityError,
+	"byte-order-mark": SeverityError,
+	"line-too-long":   SeverityError,
+	"not-utf8":        SeverityError,
+	"tab":             SeverityError,
+	"invisible":       SeverityError,
+	"quoting":         SeverityError,
+	"unknown-section": SeverityError,
+	"columns":         SeverityError,
+	"duplicate":       SeverityError,
+
+	// Cells.
+	"empty-cell":       SeverityError,
+	"cell-too-long":    SeverityError,
+	"not-ascii":        SeverityError,
+	"cell-characters":  SeverityError,
+	"three-stars":      SeverityError,
+	"foreign-wildcard": SeverityWarning,
+	"unknown-action":   SeverityError,
+	"not-a-role":       SeverityError,
+	"operators-group":  SeverityError,
+	"unknown-group":    SeverityError,
+	"nested-group":     SeverityError,
+	"group-name":       SeverityError,
+	"scope-tool":       SeverityError,
+	"unknown-verdict":  SeverityError,
+	"trailing-comment": SeverityError,
+	"quorum":           SeverityError,
+
+	// Conditions.
+	"condition":        SeverityError,
+	"unknown-variable": SeverityError,
+	"pattern":          SeverityError,
+	"condition-limits": SeverityError,
+	"look-alike":       SeverityWarning,
+	"loose-pattern":    SeverityWarning,
+	"never-holds":      SeverityWarning,
+	"always-holds":     SeverityWarning,
+	"expired":          SeverityWarning,
+
+	// Rows together.
+	"role-cycle":    SeverityError,
+	"nobody-holds":  SeverityWarning,
+	"unused-role":   SeverityWarning,
+	"unused-group":  SeverityWarning,
+	"unused-label":  SeverityWarning,
+	"wide-grant":    SeverityWarning,
+	"cannot-wait":   SeverityWarning,
+	"list-waits":    SeverityWarning,
+	"never-matches": SeverityWarning,
+	"shadowed":      SeverityWarning,
+	"redundant":     SeverityWarning,
+	"no-grant":      SeverityWarning,
+
+	// Beside the tools there are.
+	"unknown-tool":     SeverityWarning,
+	"unlabelled":       SeverityWarning,
+	"unknown-argument": SeverityWarning,
+	"wrong-type":       SeverityWarning,
+	"always-restricts": SeverityWarning,
+}
+
 // A Finding is something wrong with a policy file. It prints as
 //
-//	policy.csv:5: error: verdict "Deny" is unknown; did you mean "deny"?
+//	policy.csv:5: error: verdict "Deny" is unknown; did you mean "deny"? [unknown-verdict]
 type Finding struct {
 	File       string   `json:"file"`
 	Line       int      `json:"line,omitempty"` // counted from 1; 0 when it is about the whole file
 	Severity   Severity `json:"severity"`
+	Code       string   `json:"code"` // which finding this is, for scripts; docs/policy.md lists them
 	Text       string   `json:"text"`
 	Suggestion string   `json:"suggestion,omitempty"` // what may have been meant
 }
@@ -31,8 +103,17 @@ func (f Finding) String() string {
 	if f.Line > 0 {
 		where = fmt.Sprintf("%s:%d", f.File, f.Line)
 	}
-	return fmt.Sprintf("%s: %s: %s", where, f.Severity, f.what())
+	code := ""
+	if f.Code != "" {
+		code = " [" + f.Code + "]"
+	}
+	return fmt.Sprintf("%s: %s: %s%s", where, f.Severity, f.what(), code)
 }
+
+// A mistake is what is wrong with one cell.
+type mistake struct{ code, what, suggestion string }
+
+func (m *mistake) Error() string { return Finding{Text: m.what, Suggestion: m.suggestion}.what() }
 
 func (f Finding) what() string {
 	if f.Suggestion == "" {

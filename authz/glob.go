@@ -1,6 +1,9 @@
 package authz
 
-import "strings"
+import (
+	"slices"
+	"strings"
+)
 
 // glob reports whether pattern covers s. `*` is any run without a `/`, `**` any
 // run, and a pattern that is only `*` covers everything. Nothing else is special.
@@ -64,3 +67,51 @@ const (
 )
 
 var anyRun = strings.NewReplacer("**", deepRun, "*", oneRun)
+
+// patterns finds those of many patterns that cover a name without trying each:
+// by what stands before a pattern's first star and after its last.
+type patterns struct {
+	cells  []string
+	ids    map[string]int32 // places in cells
+	ends   map[[2]string][]int32
+	shapes [][2]int // how long the ends are, each pair once
+}
+
+// add returns the place of a pattern, the same for the same pattern.
+func (p *patterns) add(cell string) int32 {
+	if id, ok := p.ids[cell]; ok {
+		return id
+	}
+	if p.ids == nil {
+		p.ids, p.ends = map[string]int32{}, map[[2]string][]int32{}
+	}
+	id := int32(len(p.cells))
+	p.cells = append(p.cells, cell)
+	p.ids[cell] = id
+	if first := strings.IndexByte(cell, '*'); first >= 0 {
+		ends := [2]string{cell[:first], cell[strings.LastIndexByte(cell, '*')+1:]}
+		if shape := [2]int{len(ends[0]), len(ends[1])}; len(p.ends[ends]) == 0 && !slices.Contains(p.shapes, shape) {
+			p.shapes = append(p.shapes, shape)
+		}
+		p.ends[ends] = append(p.ends[ends], id)
+	}
+	return id
+}
+
+// covering appends the places of the patterns that cover name.
+func (p *patterns) covering(name string, to []int32) []int32 {
+	if id, ok := p.ids[name]; ok && strings.IndexByte(name, '*') < 0 {
+		to = append(to, id)
+	}
+	for _, shape := range p.shapes {
+		if shape[0]+shape[1] > len(name) {
+			continue
+		}
+		for _, id := range p.ends[[2]string{name[:shape[0]], name[len(name)-shape[1]:]}] {
+			if glob(name, p.cells[id]) {
+				to = append(to, id)
+			}
+		}
+	}
+	return to
+}

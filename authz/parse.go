@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 	"unicode"
@@ -31,7 +32,7 @@ var columns = map[string][]string{
 // Casbin's own loader is not used: it knows no line numbers, drops what it does
 // not understand, and takes an unknown verdict for no row at all.
 func Parse(file string, text []byte) (*Policy, []Finding) {
-	p := &parser{file: file, conditions: map[string]*condition{}}
+	p := &parser{file: file, conditions: map[string]*condition{}, sense: &sense{maxEffort}}
 	p.read(string(text))
 	p.lint()
 	findings := p.report()
@@ -45,6 +46,8 @@ func Parse(file string, text []byte) (*Policy, []Finding) {
 		revision: "sha256:" + hex.EncodeToString(sum[:]),
 		rows:     len(p.rows) + len(p.links) + len(p.members),
 		warnings: findings,
+		links:    p.links,
+		replaces: p.replaces,
 	}, findings
 }
 
@@ -70,18 +73,18 @@ type parser struct {
 	links      []link
 	members    []member
 	conditions map[string]*condition // by text, so that each is compiled once
+	sense      *sense
+	replaces   []replaced
+	compared   int // names, in search of what was meant
 }
 
-func (p *parser) add(line int, severity Severity, suggestion, format string, a ...any) {
-	p.findings = append(p.findings, Finding{p.file, line, severity, fmt.Sprintf(format, a...), suggestion})
-}
-
-func (p *parser) fail(line int, suggestion, format string, a ...any) {
-	p.add(line, SeverityError, suggestion, format, a...)
-}
-
-func (p *parser) warn(line int, suggestion, format string, a ...any) {
-	p.add(line, SeverityWarning, suggestion, format, a...)
+// say adds a finding; line 0 is the whole file.
+func (p *parser) say(line int, code, suggestion, format string, a ...any) {
+	severity, ok := severities[code]
+	if !ok {
+		severity = SeverityError // a code without a row in the table refuses, too
+	}
+	p.findings = append(p.findings, Finding{p.file, line, severity, code, fmt.Sprintf(format, a...), suggestion})
 }
 
 // report sorts the findings and cuts a flood of them short. Errors go first
@@ -97,7 +100,7 @@ func (p *parser) report() []Finding {
 	if len(kept) > maxFindings {
 		more := len(kept) - maxFindings
 		severity := kept[maxFindings].Severity
-		kept = append(slices.Clip(kept[:maxFindings]), Finding{File: p.file, Severity: severity, Text: fmt.Sprintf("and %d more", more)})
+		kept = append(slices.Clip(kept[:maxFindings]), Finding{File: p.file, Severity: severity, Code: "more", Text: fmt.Sprintf("and %d more", more)})
 	}
 	slices.SortStableFunc(kept, func(a, b Finding) int { return a.Line - b.Line })
 	return kept
@@ -106,10 +109,10 @@ func (p *parser) report() []Finding {
 func (p *parser) read(text string) {
 	switch {
 	case len(text) > maxFile:
-		p.fail(0, "", "is larger than %d MiB", maxFile>>20)
+		p.say(0, "too-large", "", "is larger than %d MiB", maxFile>>20)
 		return
 	case strings.HasPrefix(text, "\ufeff"):
-		p.fail(1, "", "the file begins with a byte order mark; save it as plain UTF-8")
+		p.say(1, "byte-order-mark", "", "the file begins with a byte order mark; save it as plain UTF-8")
 		text = strings.TrimPrefix(text, "\ufeff")
 	}
 	seen := map[string]int{}
@@ -118,17 +121,20 @@ func (p *parser) read(text string) {
 		number++
 		line = strings.TrimSuffix(strings.TrimSuffix(line, "\n"), "\r")
 		trimmed := strings.TrimSpace(line)
+		if m := replacesLine.FindStringSubmatch(trimmed); m != nil {
+			p.replaces = append(p.replaces, replaced{number, m[1]})
+		}
 		if !p.clean(number, line, strings.HasPrefix(trimmed, "#")) || trimmed == "" || trimmed[0] == '#' {
 			continue
 		}
 		cells, wrong := split(line)
 		if wrong != "" {
-			p.fail(number, "", "%s", wrong)
+			p.say(number, "quoting", "", "%s", wrong)
 			continue
 		}
 		want, ok := columns[cells[0]]
 		if !ok {
-			p.fail(number, nearest(cells[0], []string{"p", "g", "g2"}), "the line starts with %q, want p, g or g2", cells[0])
+			p.say(number, "unknown-section", nearest(cells[0], []string{"p", "g", "g2"}), "the line starts with %q, want p, g or g2", cells[0])
 			continue
 		}
 		kind, cells := cells[0], cells[1:]
@@ -137,12 +143,12 @@ func (p *parser) read(text string) {
 			if kind == "p" && len(cells) > len(want) {
 				hint = "; a condition that contains a comma must stand in double quotes"
 			}
-			p.fail(number, "", "%d columns, want %d: %s%s", len(cells), len(want), strings.Join(want, ", "), hint)
+			p.say(number, "columns", "", "%d columns, want %d: %s%s", len(cells), len(want), strings.Join(want, ", "), hint)
 			continue
 		}
 		key := kind + "\x00" + strings.Join(cells, "\x00")
 		if first, ok := seen[key]; ok {
-			p.fail(number, "", "same as line %d", first)
+			p.say(number, "duplicate", "", "same as line %d", first)
 			continue
 		}
 		seen[key] = number
@@ -158,28 +164,53 @@ func (p *parser) read(text string) {
 		}
 	}
 	if len(p.rows) == 0 && !HasErrors(p.findings) {
-		p.fail(0, "", "no p row; a policy that grants nothing must still say so, for example: p, *, *, *, *, *, , deny")
+		p.say(0, "no-rows", "", "no p row; a policy that grants nothing must still say so, for example: p, *, *, *, *, *, , deny")
 	}
+}
+
+// A replaced is a comment that names the revision of the file that this one takes
+// the place of, though it has lost half of its rows.
+type replaced struct {
+	line     int
+	revision string // or how it begins
+}
+
+var replacesLine = regexp.MustCompile(`^# *toolbroker: replaces (sha256:[0-9a-f]{12,64})$`)
+
+// shrunk is the finding that p has lost half of the rows of the policy before, or
+// nil: an error, unless p says that it is meant to.
+func (p *Policy) shrunk(before *Policy) *Finding {
+	if before == nil || p.rows*2 > before.rows {
+		return nil
+	}
+	for _, r := range p.replaces {
+		if strings.HasPrefix(before.revision, r.revision) {
+			return &Finding{File: p.file, Line: r.line, Severity: severities["shrunk-meant"], Code: "shrunk-meant",
+				Text: fmt.Sprintf("the file has %d rows, the one before has %d, and this line says that it is meant", p.rows, before.rows)}
+		}
+	}
+	return &Finding{File: p.file, Severity: severities["shrunk"], Code: "shrunk",
+		Text: fmt.Sprintf("the file has %d rows, the one before has %d; is it whole? Where it is meant, the line \"# toolbroker: replaces %.23s\" in it says so", p.rows, before.rows, before.revision)}
 }
 
 // clean reports whether a line holds nothing that an editor does not show.
 func (p *parser) clean(number int, line string, comment bool) bool {
 	if len(line) > maxLine {
-		p.fail(number, "", "the line is longer than %d bytes", maxLine)
+		p.say(number, "line-too-long", "", "the line is longer than %d bytes", maxLine)
 		return false
 	}
 	if !utf8.ValidString(line) {
-		p.fail(number, "", "the line is not UTF-8")
+		p.say(number, "not-utf8", "", "the line is not UTF-8")
 		return false
 	}
 	for _, r := range line {
 		switch {
 		case r == '\t' && comment:
 		case r == '\t':
-			p.fail(number, "", "the line has a tab; write spaces")
+			p.say(number, "tab", "", "the line has a tab; write spaces")
 			return false
 		case r != ' ' && !unicode.IsPrint(r):
-			p.fail(number, "", "the line has the invisible character U+%04X", r)
+			p.say(number, "invisible", "", "the line has the invisible character U+%04X", r)
 			return false
 		}
 	}
@@ -225,20 +256,20 @@ func split(line string) (cells []string, wrong string) {
 func (p *parser) name(line int, column, cell string) bool {
 	switch {
 	case cell == "":
-		p.fail(line, "", "column %s is empty; write * for any", column)
+		p.say(line, "empty-cell", "", "column %s is empty; write * for any", column)
 	case len(cell) > maxName:
-		p.fail(line, "", "column %s is longer than %d bytes", column, maxName)
+		p.say(line, "cell-too-long", "", "column %s is longer than %d bytes", column, maxName)
 	case strings.IndexFunc(cell, func(r rune) bool { return r > 127 }) >= 0:
 		at := strings.IndexFunc(cell, func(r rune) bool { return r > 127 })
 		r, _ := utf8.DecodeRuneInString(cell[at:])
-		p.fail(line, plain(cell), "column %s has the character %q (U+%04X), which is not ASCII", column, r, r)
+		p.say(line, "not-ascii", plain(cell), "column %s has the character %q (U+%04X), which is not ASCII", column, r, r)
 	case strings.ContainsAny(cell, " \"'`\\,;"):
-		p.fail(line, "", "column %s: %q holds a space, a quote, a backslash, a comma or a semicolon", column, cell)
+		p.say(line, "cell-characters", "", "column %s: %q holds a space, a quote, a backslash, a comma or a semicolon", column, cell)
 	case strings.Contains(cell, "***"):
-		p.fail(line, strings.ReplaceAll(cell, "***", "**"), "column %s: %q has three stars in a row", column, cell)
+		p.say(line, "three-stars", strings.ReplaceAll(cell, "***", "**"), "column %s: %q has three stars in a row", column, cell)
 	default:
 		if strings.ContainsAny(cell, "?[]{}^$") {
-			p.warn(line, "", "column %s: in %q only * and ** are wildcards; other signs stand for themselves", column, cell)
+			p.say(line, "foreign-wildcard", "", "column %s: in %q only * and ** are wildcards; other signs stand for themselves", column, cell)
 		}
 		return true
 	}
@@ -260,33 +291,33 @@ func (p *parser) finish(r *row, when, verdict string) bool {
 	if when != "" {
 		c, err := p.condition(when)
 		if err != nil {
-			p.fail(r.line, err.suggestion, "%s", err.what)
+			p.say(r.line, err.code, err.suggestion, "%s", err.what)
 			ok = false
 		}
 		r.when = c
 		for _, ch := range when {
 			if ascii, found := lookAlikes[ch]; found && err == nil {
-				p.warn(r.line, "", "condition has %q (U+%04X), which looks like %q", ch, ch, ascii)
+				p.say(r.line, "look-alike", "", "condition has %q (U+%04X), which looks like %q", ch, ch, ascii)
 				break
 			}
 		}
 	}
-	v, wrong, suggestion := parseVerdict(verdict)
-	if wrong != "" {
-		p.fail(r.line, suggestion, "%s", wrong)
+	v, wrong := parseVerdict(verdict)
+	if wrong != nil {
+		p.say(r.line, wrong.code, wrong.suggestion, "%s", wrong.what)
 		return false
 	}
 	r.verdict = v
 	return ok
 }
 
-func (p *parser) condition(text string) (*condition, *conditionError) {
+func (p *parser) condition(text string) (*condition, *mistake) {
 	if c, ok := p.conditions[text]; ok {
 		return c, nil
 	}
 	c, err := parseCondition(text)
 	if err != nil {
-		return nil, err.(*conditionError)
+		return nil, err.(*mistake)
 	}
 	p.conditions[text] = c
 	return c, nil
@@ -300,10 +331,10 @@ func (p *parser) who(line int, who string) bool {
 	case strings.HasPrefix(who, rolePrefix):
 		return p.role(line, "who", who)
 	case strings.HasPrefix(who, "group:"):
-		p.fail(line, rolePrefix+strings.TrimPrefix(who, "group:"), "column who: group: names operators, not workloads")
+		p.say(line, "operators-group", rolePrefix+strings.TrimPrefix(who, "group:"), "column who: group: names operators, not workloads")
 		return false
 	case strings.HasPrefix(strings.ToLower(who), rolePrefix):
-		p.fail(line, strings.ToLower(who), "column who: %q is no role; role: is written in small letters", who)
+		p.say(line, "not-a-role", strings.ToLower(who), "column who: %q is no role; role: is written in small letters", who)
 		return false
 	}
 	return true
@@ -320,16 +351,16 @@ func (p *parser) role(line int, column, role string) bool {
 	if !roleGrammar.MatchString(suggestion) {
 		suggestion = ""
 	}
-	p.fail(line, suggestion, "column %s: %q is no role; a role is role:NAME, of small letters, digits, '.', '_' and '-', without wildcards", column, role)
+	p.say(line, "not-a-role", suggestion, "column %s: %q is no role; a role is role:NAME, of small letters, digits, '.', '_' and '-', without wildcards", column, role)
 	return false
 }
 
 func (p *parser) action(line int, action string) bool {
 	switch {
 	case action == "":
-		p.fail(line, "", "column action is empty; write * for any")
+		p.say(line, "empty-cell", "", "column action is empty; write * for any")
 	case action != "*" && !slices.Contains(actions, action):
-		p.fail(line, nearest(action, actions), "action %q is unknown; want * or one of %s", action, strings.Join(actions, ", "))
+		p.say(line, "unknown-action", nearest(action, actions), "action %q is unknown; want * or one of %s", action, strings.Join(actions, ", "))
 	default:
 		return true
 	}
@@ -343,7 +374,7 @@ func (p *parser) link(line int, cells []string) {
 		case strings.HasPrefix(l.workload, rolePrefix):
 			p.role(line, "workload", l.workload)
 		case strings.HasPrefix(l.workload, "group:"):
-			p.fail(line, "", "column workload: group: names operators, not workloads")
+			p.say(line, "operators-group", "", "column workload: group: names operators, not workloads")
 		}
 	}
 	p.name(line, "tenant", l.tenant)
@@ -355,13 +386,13 @@ func (p *parser) link(line int, cells []string) {
 func (p *parser) member(line int, cells []string) {
 	m := member{line, cells[0], cells[1]}
 	if p.name(line, "tool", m.tool) && !isToolGlob(m.tool) {
-		p.fail(line, "", "column tool: %q is not server/tool; groups do not nest", m.tool)
+		p.say(line, "nested-group", "", "column tool: %q is not server/tool; groups do not nest", m.tool)
 	}
 	if !p.name(line, "group", m.group) {
 		return
 	}
 	if !groupGrammar.MatchString(m.group) || strings.HasPrefix(m.group, taskPrefix) || strings.HasPrefix(m.group, rolePrefix) || strings.HasPrefix(m.group, "group:") {
-		p.fail(line, "", "column group: %q cannot name a tool group; use small letters, digits and ':._-', and no task:, role: or group:", m.group)
+		p.say(line, "group-name", "", "column group: %q cannot name a tool group; use small letters, digits and ':._-', and no task:, role: or group:", m.group)
 		return
 	}
 	p.members = append(p.members, m)

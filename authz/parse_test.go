@@ -79,6 +79,7 @@ func TestFindings(t *testing.T) {
 		{"a role only a role holds", "g, role:a, role:b, acme\np, role:b, acme, k, s/t, call, , allow", []string{`:2: warning: nobody holds role:b`}},
 		{"a role no row is about", "g, bot, role:x, acme\n" + good, []string{`:1: warning: no row is about role:x`}},
 		{"roles in a circle", "g, bot, role:a, acme\ng, role:a, role:b, acme\ng, role:b, role:a, acme\np, role:a, acme, k, s/t, call, , allow", []string{`:2: error: role cycle through role:a`, `:3: error: role cycle through role:b`}},
+		{"a role beside a circle", "g, bot, role:a, acme\ng, role:a, role:b, acme\ng, role:b, role:a, acme\ng, role:b, role:c, acme\ng, role:d, role:a, acme\np, role:c, acme, k, s/t, call, , allow", []string{`:2: error: role cycle through role:a`, `:3: error: role cycle through role:b`}},
 		{"a role that holds itself", "g, bot, role:a, acme\ng, role:a, role:a, acme\np, role:a, acme, k, s/t, call, , allow", []string{`:2: error: role cycle through role:a`}},
 		{"a role without role:", "g, bot, triage, acme\n" + good, []string{`:1: error: column role: "triage" is no role; a role is role:NAME, of small letters, digits, '.', '_' and '-', without wildcards; did you mean "role:triage"?`}},
 		{"a role with a wildcard", "p, role:*, acme, k, s/t, call, , allow\n" + good, []string{`:1: error: column who: "role:*" is no role; a role is role:NAME, of small letters, digits, '.', '_' and '-', without wildcards`}},
@@ -114,7 +115,7 @@ func TestFindings(t *testing.T) {
 			p, findings := authz.Parse("policy.csv", []byte(c.text))
 			var got []string
 			for _, f := range findings {
-				got = append(got, strings.TrimPrefix(f.String(), "policy.csv"))
+				got = append(got, strings.TrimSuffix(strings.TrimPrefix(f.String(), "policy.csv"), " ["+f.Code+"]"))
 			}
 			if g, w := strings.Join(got, "\n"), strings.Join(c.want, "\n"); g != w {
 				t.Errorf("got\n%s\nwant\n%s", g, w)
@@ -139,17 +140,36 @@ func TestFindingsAreBounded(t *testing.T) {
 	}
 }
 
+// A file in which everything is wrong, or everything is wide, is read in about
+// the time of a good one: held against one another row by row, these would take
+// minutes.
+func TestLintIsBounded(t *testing.T) {
+	var bad, wide strings.Builder
+	for i := range 10_000 {
+		fmt.Fprintf(&bad, "g, role:r%d, role:r%d, *\n", i, i+1)
+	}
+	for i := range 50_000 {
+		fmt.Fprintf(&bad, "p, role:x%d, acme, k, s/t, call, , allow\n", i)
+		fmt.Fprintf(&wide, "p, agent:*, t%d, k*, s%d/t*, call, , %s\n", i, i%100, []string{"allow", "deny"}[i%2])
+	}
+	for name, text := range map[string]string{"bad": bad.String(), "wide": wide.String()} {
+		if p, findings := authz.Parse("policy.csv", []byte(text)); p == nil || len(findings) > 300 {
+			t.Errorf("%s: %v with %d findings", name, p, len(findings))
+		}
+	}
+}
+
 func TestLint(t *testing.T) {
 	p := parse(t, "g2, mail/send, sends:external\ng2, db/*, reads:private\ng2, db/drp, destructive\n"+
 		"p, bot, acme, k, mail/send, call, , allow\np, bot, acme, k, mial/read, call, , allow\np, bot, acme, *, task:k, start, , allow\np, *, *, *, destructive, call, , require")
 	var got []string
-	for _, f := range p.Lint([]string{"mail/send", "mail/read", "db/drop", "db/query"}) {
+	for _, f := range p.Lint(authz.Beside{Tools: []authz.Tool{{Name: "mail/send"}, {Name: "mail/read"}, {Name: "db/drop"}, {Name: "db/query"}}}) {
 		got = append(got, f.String())
 	}
 	want := []string{
-		"policy.csv: warning: mail/read has no label, so it counts as reads:private, reads:untrusted, sends:external, changes:permissions, destructive wherever a row restricts",
-		`policy.csv:3: warning: no known tool matches "db/drp"; did you mean "db/drop"?`,
-		`policy.csv:5: warning: no known tool matches "mial/read"; did you mean "mail/read"?`,
+		"policy.csv: warning: mail/read has no label, so it counts as reads:private, reads:untrusted, sends:external, changes:permissions, destructive wherever a row restricts [unlabelled]",
+		`policy.csv:3: warning: no known tool matches "db/drp"; did you mean "db/drop"? [unknown-tool]`,
+		`policy.csv:5: warning: no known tool matches "mial/read"; did you mean "mail/read"? [unknown-tool]`,
 	}
 	if g, w := strings.Join(got, "\n"), strings.Join(want, "\n"); g != w {
 		t.Errorf("got\n%s\nwant\n%s", g, w)
@@ -200,6 +220,6 @@ func FuzzParse(f *testing.F) {
 			t.Fatalf("%+v", d)
 		}
 		p.Explain(ask("a", "k", "a/b", `{"a":"x"}`))
-		p.Lint([]string{"a/b"})
+		p.Lint(authz.Beside{Tools: []authz.Tool{{Name: "a/b", Schema: []byte(`{"properties":{"a":{"type":"string"}},"additionalProperties":false}`)}}, Now: noon})
 	})
 }

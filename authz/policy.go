@@ -2,6 +2,7 @@ package authz
 
 import (
 	"fmt"
+	"hash/maphash"
 	"slices"
 	"strings"
 	"unicode/utf8"
@@ -15,10 +16,20 @@ type Policy struct {
 	revision string
 	rows     int
 	warnings []Finding
+	links    []link // the g rows, for questions about who holds what
+	replaces []replaced
 
-	// Decisions that no argument and no clock can alter.
-	decided bounded[asked, Decision]
+	// What there is to ask about for a question, and what is decided where policy
+	// and scopes answer the same again.
+	asked   cache[asked, matter]
+	decided cache[answers, *Decision]
 }
+
+// How many questions a policy remembers, and how many decisions.
+const (
+	maxAsked   = 1 << 16
+	maxDecided = 1 << 14
+)
 
 // Revision names the content of the file: "sha256:<hex>".
 func (p *Policy) Revision() string { return p.revision }
@@ -56,50 +67,116 @@ func (p *Policy) Decide(r Request) (d Decision) {
 		return p.refuse("there is no policy")
 	}
 	r.Could = r.Could || r.Action == List
-	key, few := r.asked()
+	var key asked
+	few := key.of(&r)
+	var hash uint64
+	var m matter
+	known := false
 	if few {
-		if d, ok := p.decided.load(key); ok {
-			return d
+		hash = key.hash()
+		m, known = p.asked.loadBy(hash, &key)
+	}
+	if !known {
+		if why := malformed(r); why != "" {
+			return p.refuse(why)
+		}
+		m, known = p.matter(&r)
+		if few && known {
+			p.asked.storeBy(hash, &key, m, maxAsked)
 		}
 	}
-	if why := malformed(r); why != "" {
-		return p.refuse(why)
+	if m.fixed != nil {
+		return *m.fixed
 	}
-	parts := p.ask(r, &call{input: input{raw: r.Args, at: r.Time}, list: r.Could})
-	d = p.decide(r.Could, parts)
-	if few && !slices.ContainsFunc(parts, func(t part) bool { return !t.fixed }) {
-		d.Rules, d.Cited, d.Need = slices.Clip(d.Rules), slices.Clip(d.Cited), slices.Clip(d.Need) // shared from here on
-		p.decided.store(key, d)
-	}
-	return d
+	fresh, _ := p.decide(m.sets, &r)
+	return *fresh
 }
 
 // asked is a request without its arguments and its time. Most tasks have few scopes;
 // of those that have more nothing is remembered.
 type asked struct {
 	question
-	scopes [4]asOf
+	scopes [8]uint64
 	n      int
 }
 
-// asOf is a scope's rows and the name by which they are cited.
-type asOf struct {
-	rules *ruleset
-	label string
-}
-
-func (r *Request) asked() (a asked, few bool) {
+// of reports whether r has so few scopes.
+func (a *asked) of(r *Request) bool {
 	if len(r.Scopes) > len(a.scopes) {
-		return a, false
+		return false
 	}
-	a.question = question{r.Subject.Principal, r.Subject.Tenant, r.Task, r.Tool, string(r.Action), r.Could}
+	a.question = r.question()
 	a.n = len(r.Scopes)
 	for i, s := range r.Scopes {
 		if s != nil {
-			a.scopes[i] = asOf{s.rules, s.label}
+			a.scopes[i] = s.id
 		}
 	}
-	return a, true
+	return true
+}
+
+// hash is of what tells most questions apart; the rest need not be looked at to
+// find them.
+func (a *asked) hash() uint64 {
+	const spread = 0x9e3779b97f4a7c15
+	h := maphash.String(seed, a.who)*spread ^ maphash.String(seed, a.tenant)
+	h = h*spread ^ maphash.String(seed, a.tool)
+	h = h*spread ^ maphash.String(seed, a.task) ^ uint64(len(a.action))
+	if a.could {
+		h++
+	}
+	for i := range a.n {
+		h = h*spread ^ a.scopes[i]
+	}
+	return h ^ h>>32
+}
+
+func (r *Request) question() question {
+	return question{r.Subject.Principal, r.Subject.Tenant, r.Task, r.Tool, string(r.Action), r.Could}
+}
+
+// A matter is what there is to ask about for one question: of the policy and of
+// each scope the rows that can match it. Where no argument and no clock can alter
+// the decision it is the decision.
+type matter struct {
+	fixed *Decision
+	sets  []*set
+}
+
+// matter reports whether what it returns may be remembered.
+func (p *Policy) matter(r *Request) (m matter, lasts bool) {
+	var room [9]*set
+	sets := room[:0]
+	asks := false
+	for i := range 1 + len(r.Scopes) {
+		rules, q := p.asks(r, i)
+		var s *set
+		if i == 0 || rules != nil {
+			s = rules.set(q)
+		}
+		sets = append(sets, s)
+		asks = asks || s != nil && len(s.conditions) > 0
+	}
+	if asks && !r.Could {
+		return matter{sets: slices.Clone(sets)}, true
+	}
+	d, lasts := p.decide(sets, r)
+	return matter{fixed: d}, lasts
+}
+
+// asks returns the rules that r is put to, and what they are asked: first the
+// policy, then each scope, which has no rules where it reaches nothing.
+func (p *Policy) asks(r *Request, i int) (*ruleset, question) {
+	q := r.question()
+	if i == 0 {
+		return p.rules, q
+	}
+	// A scope is its task's alone, so it does not ask who, where or what for.
+	q.who, q.tenant, q.task = "", "", ""
+	if s := r.Scopes[i-1]; s != nil {
+		return s.rules, q
+	}
+	return nil, q
 }
 
 func (p *Policy) refuse(reason string) Decision {
@@ -140,27 +217,61 @@ type part struct {
 	*answer
 	file string // of its rules
 	name string // in a reason
-	came map[*condition]truth
 }
 
 func (t part) cite(r *row) string { return fmt.Sprintf("%s:%d", t.file, r.line) }
 
-func (p *Policy) ask(r Request, c *call) []part {
-	q := question{r.Subject.Principal, r.Subject.Tenant, r.Task, r.Tool, string(r.Action), r.Could}
-	parts := []part{{p.rules.answer(q, c), p.file, p.file, c.came}}
-	for _, s := range r.Scopes {
-		// A scope is its task's alone, so it does not ask who, where or what for.
-		parts = append(parts, part{s.answer(question{tool: r.Tool, action: string(r.Action), could: r.Could}, c), s.file(), "the " + s.file(), c.came})
-	}
-	// Each part may have evaluated more; the map is made by the first that did.
-	for i := range parts {
-		parts[i].came = c.came
-	}
-	return parts
+// answers is what the policy and the scopes said. The same from all of them is
+// the same decision.
+type answers struct {
+	of     [9]*answer
+	scopes [8]uint64
 }
 
-// decide puts the answers together: the strictest wins, and requirements add up.
-func (p *Policy) decide(could bool, parts []part) Decision {
+// decide reports whether its decision was one to remember.
+func (p *Policy) decide(sets []*set, r *Request) (d *Decision, lasts bool) {
+	var key answers
+	lasts = len(sets) <= len(key.of)
+	var in *input // read once, where a condition reads it
+	if !r.Could {
+		in = &input{raw: r.Args, at: r.Time}
+	}
+	var room [len(key.of)]*answer
+	all := room[:0]
+	for i, set := range sets {
+		rules, q := p.asks(r, i)
+		said, kept := rules.answer(set, q, in)
+		all = append(all, said)
+		if lasts = lasts && kept; lasts {
+			key.of[i] = said
+			if i > 0 && r.Scopes[i-1] != nil {
+				key.scopes[i-1] = r.Scopes[i-1].id
+			}
+		}
+	}
+	if lasts {
+		if d, ok := p.decided.load(key); ok {
+			return d, true
+		}
+	}
+	parts := make([]part, len(all))
+	for i, a := range all {
+		parts[i] = part{a, p.file, p.file}
+		if i > 0 {
+			file := r.Scopes[i-1].file()
+			parts[i] = part{a, file, "the " + file}
+		}
+	}
+	sum := p.sum(r.Could, parts)
+	sum.Rules, sum.Cited, sum.Need = slices.Clip(sum.Rules), slices.Clip(sum.Cited), slices.Clip(sum.Need) // shared from here on
+	if lasts {
+		p.decided.store(key, &sum, maxDecided)
+	}
+	return &sum, lasts
+}
+
+// sum puts the answers together: the strictest wins, and requirements add up.
+func (p *Policy) sum(could bool, parts []part) Decision {
 	d := Decision{Verdict: Allow, Revision: p.revision}
 	for _, t := range parts {
 		d.Verdict = min(d.Verdict, t.verdict)

@@ -32,6 +32,14 @@ type verdict struct {
 func (v verdict) grants() bool   { return v.word == "allow" || v.word == "approve" }
 func (v verdict) requires() bool { return v.word == "approve" || v.word == "require" }
 
+// String is the verdict as a row has it.
+func (v verdict) String() string {
+	if v.group == "" {
+		return v.word
+	}
+	return fmt.Sprintf("%s %d of group:%s", v.word, v.n, v.group)
+}
+
 // asks says in words whom v asks.
 func (v verdict) asks() string {
 	switch {
@@ -53,34 +61,33 @@ var (
 
 const verdictWant = "want allow, deny, approve or require, the last two perhaps with 'N of group:NAME'"
 
-// parseVerdict reads a verdict, or says what is wrong with it and what may have been meant.
-func parseVerdict(text string) (v verdict, wrong, suggestion string) {
+// parseVerdict reads a verdict, or says what is wrong with it.
+func parseVerdict(text string) (v verdict, wrong *mistake) {
 	switch text {
 	case "allow", "deny":
-		return verdict{word: text}, "", ""
+		return verdict{word: text}, nil
 	case "approve", "require":
-		return verdict{word: text, n: 1}, "", ""
+		return verdict{word: text, n: 1}, nil
 	case "confirm":
-		return v, `verdict "confirm" is not in this version yet; a "require" asks an operator instead`, ""
+		return v, &mistake{"unknown-verdict", `verdict "confirm" is not in this version yet; a "require" asks an operator instead`, ""}
 	case "":
-		return v, "column verdict is empty; " + verdictWant, ""
+		return v, &mistake{"empty-cell", "column verdict is empty; " + verdictWant, ""}
 	}
 	if m := verdictGrammar.FindStringSubmatch(text); m != nil {
 		n, _ := strconv.Atoi(m[2])
 		if n > maxQuorum {
-			return v, fmt.Sprintf("verdict %q asks for more than %d operators", text, maxQuorum), ""
+			return v, &mistake{"quorum", fmt.Sprintf("verdict %q asks for more than %d operators", text, maxQuorum), ""}
 		}
-		return verdict{word: m[1], n: n, group: m[3]}, "", ""
+		return verdict{word: m[1], n: n, group: m[3]}, nil
 	}
 	if before, _, ok := strings.Cut(text, "#"); ok {
-		return v, fmt.Sprintf("verdict %q: a comment needs a line of its own", text), strings.TrimSpace(before)
+		return v, &mistake{"trailing-comment", fmt.Sprintf("verdict %q: a comment needs a line of its own", text), strings.TrimSpace(before)}
 	}
+	suggestion := nearest(text, verdictWords)
 	if m := looseGrammar.FindStringSubmatch(text); m != nil {
 		suggestion = strings.ToLower(fmt.Sprintf("%s %s of group:%s", m[1], m[2], m[3]))
-	} else {
-		suggestion = nearest(text, verdictWords)
 	}
-	return v, fmt.Sprintf("verdict %q is unknown; %s", text, verdictWant), suggestion
+	return v, &mistake{"unknown-verdict", fmt.Sprintf("verdict %q is unknown; %s", text, verdictWant), suggestion}
 }
 
 // actions are the words of the action column, beside `*`.

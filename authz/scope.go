@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync/atomic"
 
 	strict "github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
@@ -31,7 +32,10 @@ type Scope struct {
 	hash  string
 	label string // of its task, for rules and reasons
 	rules *ruleset
+	id    uint64 // tells it, under this label, from every other
 }
+
+var scopes atomic.Uint64
 
 // The bounds of a scope, which may come from whoever starts a task.
 const (
@@ -64,7 +68,7 @@ func NewScope(rows []ScopeRow) (*Scope, error) {
 		}
 		r := &row{line: i + 1, text: string(one), who: "*", tenant: "*", task: "*", tool: sr.Tool, action: sr.Action}
 		if p.finish(r, sr.When, sr.Verdict); sr.Tool != "" && !isToolGlob(sr.Tool) {
-			p.fail(i+1, "", "tool %q is not server/tool; a scope names no groups", sr.Tool)
+			p.say(i+1, "scope-tool", "", "tool %q is not server/tool; a scope names no groups", sr.Tool)
 		}
 		p.rows = append(p.rows, r)
 	}
@@ -80,6 +84,8 @@ func NewScope(rows []ScopeRow) (*Scope, error) {
 	sum := sha256.Sum256(text)
 	s.hash = "sha256:" + hex.EncodeToString(sum[:])
 	s.rules = newRuleset(p.rows, nil, nil)
+	s.rules.keeps = scopeKeeps
+	s.id = scopes.Add(1)
 	return s, nil
 }
 
@@ -116,7 +122,7 @@ func (s *Scope) Named(label string) *Scope {
 		return nil
 	}
 	named := *s
-	named.label = label
+	named.label, named.id = label, scopes.Add(1)
 	return &named
 }
 
@@ -125,13 +131,6 @@ func (s *Scope) file() string {
 		return "scope of a task"
 	}
 	return "scope of " + s.label
-}
-
-func (s *Scope) answer(q question, c *call) *answer {
-	if s == nil || s.rules == nil {
-		return nothing
-	}
-	return s.rules.answer(q, c)
 }
 
 // MarshalJSON writes the rows.

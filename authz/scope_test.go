@@ -3,6 +3,8 @@ package authz_test
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -146,4 +148,44 @@ func FuzzNewScope(f *testing.F) {
 			}
 		}
 	})
+}
+
+// Tasks that have the same scope are each cited by their own name, whoever of them
+// asks first and whether or not an argument matters.
+func TestNamesAreNotShared(t *testing.T) {
+	p := parse(t, "p, bot, acme, k, s/*, call, , allow")
+	for _, when := range []string{"", "args.n == 5"} {
+		rows := scope(t, authz.ScopeRow{Tool: "s/*", Action: "call", When: when, Verdict: "approve"})
+		one, two := rows.Named("one"), rows.Named("two")
+		for range 2 {
+			for _, s := range []*authz.Scope{one, two, rows} {
+				q := ask("bot", "k", "s/t", `{"n":5}`)
+				q.Scopes = []*authz.Scope{s}
+				want := map[*authz.Scope]string{one: "scope of one", two: "scope of two", rows: "scope of a task"}[s]
+				if d := p.Decide(q); d.Verdict != authz.Approve || d.Need[0].Rule.File != want || !strings.Contains(d.Reason, want) || !strings.Contains(d.Cited[1], want) {
+					t.Errorf("%+v, want %s", d, want)
+				}
+			}
+		}
+	}
+}
+
+// However deep a task is, every scope counts; beyond a number of them nothing is
+// remembered.
+func TestManyScopes(t *testing.T) {
+	p := parse(t, "p, bot, acme, k, s/*, call, , allow")
+	q := ask("bot", "k", "s/t", `{"n":5}`)
+	for deep := range 12 {
+		q.Scopes = append(q.Scopes, scope(t, authz.ScopeRow{Tool: "s/*", Action: "call", Verdict: "approve"}).Named(strconv.Itoa(deep)))
+		for range 2 {
+			if d := p.Decide(q); d.Verdict != authz.Approve || len(d.Need) != deep+1 || d.Need[deep].Rule.File != "scope of "+strconv.Itoa(deep) {
+				t.Errorf("%d: %+v", deep, d)
+			}
+		}
+		denies := q
+		denies.Scopes = append(slices.Clone(q.Scopes), scope(t, authz.ScopeRow{Tool: "s/*", Action: "call", When: "args.n != 5", Verdict: "allow"}))
+		if d := p.Decide(denies); d.Verdict != authz.Deny {
+			t.Errorf("%d and one that does not grant: %+v", deep, d)
+		}
+	}
 }

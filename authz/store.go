@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -22,6 +23,12 @@ type StoreConfig struct {
 	File     string // the policy file
 	Model    string // model.conf, which must equal [Model]; empty: not looked at
 	LastGood string // where a copy of the last accepted file is kept, 0600; empty: nowhere
+
+	// Check says what else is wrong with a file that is good by itself; an error in
+	// it refuses the file. Beside are the files that it reads: when one of them
+	// changes, a file that was refused is looked at again. nil: nothing.
+	Check  func(*Policy) []Finding
+	Beside []string
 
 	OnLoad   func(*Policy)   // hears of every policy that came into force, the first one too
 	OnReject func([]Finding) // hears of every file that was refused, once per content
@@ -43,6 +50,8 @@ type Store struct {
 
 	mu       sync.Mutex // one reload at a time
 	rejected string     // what was refused last, so that polling does not repeat it
+	refused  atomic.Pointer[Finding]
+	last     *Policy // the one that was in force before the start, if a copy is there
 }
 
 // Open reads the policy. Where the file is refused and LastGood is there, the
@@ -56,6 +65,11 @@ func Open(cfg StoreConfig) (*Store, error) {
 		cfg.Settle = 50 * time.Millisecond
 	}
 	s := &Store{cfg: cfg}
+	if cfg.LastGood != "" {
+		if text, err := readBounded(cfg.LastGood); err == nil {
+			s.last, _ = Parse(cfg.LastGood, text)
+		}
+	}
 	refused := s.load(context.Background(), true)
 	if refused == nil {
 		return s, nil
@@ -86,6 +100,9 @@ func (s *Store) Decide(r Request) Decision { return s.current.Load().Decide(r) }
 
 // Revision names the policy in force.
 func (s *Store) Revision() string { return s.current.Load().Revision() }
+
+// Refused is why the file is not the policy in force, or nil where it is.
+func (s *Store) Refused() *Finding { return s.refused.Load() }
 
 // ModelHash is "sha256:<hex>" of the model that decides.
 func (s *Store) ModelHash() string { return ModelHash() }
@@ -153,10 +170,15 @@ func (s *Store) load(ctx context.Context, loud bool) error {
 	if err == nil {
 		if now := s.current.Load(); now != nil && now.Revision() == sum && now.File() == s.cfg.File {
 			s.rejected = ""
+			s.refused.Store(nil)
 			return nil
 		}
 	} else {
 		sum = err.Error()
+	}
+	for _, name := range s.cfg.Beside {
+		text, err := readBounded(name)
+		sum += fmt.Sprint(" ", hash(text), err)
 	}
 	if s.rejected == sum && !loud {
 		return errors.New("the policy file is still refused")
@@ -164,18 +186,32 @@ func (s *Store) load(ctx context.Context, loud bool) error {
 	var p *Policy
 	var findings []Finding
 	if err != nil {
-		findings = []Finding{{File: s.cfg.File, Severity: SeverityError, Text: err.Error()}}
+		findings = []Finding{{File: s.cfg.File, Severity: SeverityError, Code: "unreadable", Text: err.Error()}}
 	} else {
 		p, findings = Parse(s.cfg.File, text)
 	}
+	if p != nil {
+		if findings = s.beside(p); HasErrors(findings) {
+			p = nil
+		} else {
+			p.warnings = slices.Concat(findings, p.warnings)
+		}
+	}
 	if p == nil {
 		s.rejected = sum
+		for _, f := range findings {
+			if f.Severity == SeverityError {
+				s.refused.Store(&f)
+				break
+			}
+		}
 		if s.cfg.OnReject != nil {
 			s.cfg.OnReject(findings)
 		}
 		return refusal(findings)
 	}
 	s.rejected = ""
+	s.refused.Store(nil)
 	s.put(p)
 	// A crash before this is done leaves the copy before: older, and whole.
 	if s.cfg.LastGood != "" {
@@ -186,8 +222,26 @@ func (s *Store) load(ctx context.Context, loud bool) error {
 	return nil
 }
 
+// beside is what is found by holding a policy against the one that it would
+// replace, and by Check.
+func (s *Store) beside(p *Policy) []Finding {
+	before := s.current.Load()
+	if before == nil {
+		before = s.last
+	}
+	var all []Finding
+	if f := p.shrunk(before); f != nil {
+		all = append(all, *f)
+	}
+	if s.cfg.Check != nil {
+		all = append(all, s.cfg.Check(p)...)
+	}
+	return all
+}
+
 func (s *Store) put(p *Policy) {
 	s.current.Store(p)
+	s.last = nil
 	if s.cfg.OnLoad != nil {
 		s.cfg.OnLoad(p)
 	}

@@ -299,11 +299,13 @@ func TestReloadWhileDeciding(t *testing.T) {
 		t.Fatal(err)
 	}
 	zero := s.Revision()
-	want := func(d authz.Decision) string {
-		if d.Revision == zero {
-			return "allow 2"
-		}
-		return "approve 2 3; 2 of one (2) 3 of two (3)"
+	within := []*authz.Scope{scope(t,
+		authz.ScopeRow{Tool: "s/*", Action: "call", Verdict: "allow"},
+		authz.ScopeRow{Tool: "s/t", Action: "call", When: "args.n >= 5", Verdict: "require 1 of group:three"}).Named("k1")}
+	// Three questions at each policy: a call, the same on a task, and what a list shows.
+	want := map[bool][]string{
+		true:  {"allow 2", "approve 2 k1:1 k1:2; 1 of three (k1:2)", "allow 2"},
+		false: {"approve 2 3; 2 of one (2) 3 of two (3)", "approve 2 3 k1:1 k1:2; 2 of one (2) 3 of two (3) 1 of three (k1:2)", "allow 2"},
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
@@ -313,8 +315,14 @@ func TestReloadWhileDeciding(t *testing.T) {
 		deciders.Go(func() {
 			for n := 0; ctx.Err() == nil; n++ {
 				r := ask(fmt.Sprintf("b%d-%d", i, n%50), "k", "s/t", `{"n":5}`)
-				if d := s.Decide(r); say(d) != want(d) {
-					t.Errorf("%s: %s, want %s", d.Revision, say(d), want(d))
+				switch n % 3 {
+				case 1:
+					r.Scopes = within
+				case 2:
+					r.Action, r.Args = authz.List, nil
+				}
+				if d := s.Decide(r); say(d) != want[d.Revision == zero][n%3] {
+					t.Errorf("%s: %s, want %s", d.Revision, say(d), want[d.Revision == zero][n%3])
 					cancel()
 				}
 				select {
@@ -340,4 +348,87 @@ func TestReloadWhileDeciding(t *testing.T) {
 	}
 	cancel()
 	deciders.Wait()
+}
+
+// A file that lost half of its rows takes the place of one that is in force, or was
+// before the start, only where it names that one.
+func TestShrunkFile(t *testing.T) {
+	const whole = first + "p, bot, acme, k, s/u, call, , allow\np, bot, acme, k, s/v, call, , allow\np, bot, acme, k, s/w, call, , allow\n"
+	dir, h := t.TempDir(), &heard{}
+	cfg := config(dir, h)
+	write(t, cfg.File, whole)
+	s, err := authz.Open(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	good := s.Revision()
+	for _, text := range []string{second, second + "# toolbroker: replaces sha256:000000000000\n", second + "# toolbroker: replaces " + good[:12] + "\n"} {
+		write(t, cfg.File, text)
+		if err := s.Reload(); err == nil || !strings.Contains(err.Error(), "[shrunk]") || !strings.Contains(err.Error(), "# toolbroker: replaces "+good[:19]) || s.Revision() != good || s.Refused() == nil {
+			t.Errorf("%q: %v, %s in force, refused %v", text, err, s.Revision(), s.Refused())
+		}
+		if again, err := authz.Open(cfg); err != nil || again.Revision() != good || again.Refused() == nil {
+			t.Errorf("started anew it has another policy in force: %v", err)
+		}
+	}
+	write(t, cfg.File, whole)
+	if err := s.Reload(); err != nil || s.Refused() != nil {
+		t.Errorf("%v, refused %v", err, s.Refused())
+	}
+	write(t, cfg.File, "# toolbroker: replaces "+good[:19]+"\n"+second)
+	if err := s.Reload(); err != nil || verdict(s) != "approve" || s.Refused() != nil || len(s.Current().Warnings()) != 1 || s.Current().Warnings()[0].Code != "shrunk-meant" {
+		t.Errorf("%v, %s, refused %v, %v", err, verdict(s), s.Refused(), s.Current().Warnings())
+	}
+	if again, err := authz.Open(cfg); err != nil || again.Revision() != s.Revision() || again.Refused() != nil {
+		t.Errorf("started anew it has another policy in force: %v", err)
+	}
+}
+
+// What is wrong beside the file refuses it like what is wrong in it, and a change
+// beside it makes it be looked at again.
+func TestCheckBesideTheFile(t *testing.T) {
+	dir, h := t.TempDir(), &heard{more: make(chan string, 100)}
+	cfg := config(dir, h)
+	cases := filepath.Join(dir, "policy_test.yaml")
+	cfg.Beside = []string{cases}
+	cfg.Poll = 5 * time.Millisecond
+	cfg.Check = func(p *authz.Policy) []authz.Finding {
+		if want, _ := os.ReadFile(cases); len(want) > 0 && p.Decide(ask("bot", "k", "s/t", "")).Verdict.String() != string(want) {
+			return []authz.Finding{{File: cases, Line: 7, Severity: authz.SeverityError, Code: "case", Text: "not what was wanted"}}
+		}
+		return nil
+	}
+	write(t, cases, "allow")
+	write(t, cfg.File, first)
+	s, err := authz.Open(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- s.Watch(ctx) }()
+	for _, step := range []struct{ file, text, heard string }{
+		{"", "", "loaded"},
+		{cfg.File, second, "refused policy_test.yaml:7: error: not what was wanted [case]"},
+		{cases, "approve", "loaded"},
+	} {
+		if step.file != "" {
+			write(t, step.file, step.text)
+		}
+		select {
+		case got := <-h.more:
+			if !strings.HasPrefix(got, step.heard) {
+				t.Fatalf("heard %q, want %q", got, step.heard)
+			}
+		case <-time.After(30 * time.Second):
+			t.Fatalf("heard nothing, want %q", step.heard)
+		}
+	}
+	if verdict(s) != "approve" {
+		t.Error(verdict(s))
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
 }

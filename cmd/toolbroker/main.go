@@ -30,6 +30,10 @@ func usage(format string, args ...any) error { return usageError{fmt.Errorf(form
 // errSilent ends a command that has already said why.
 var errSilent = errors.New("")
 
+// errUnusable ends one that has already said why it cannot do what it was asked,
+// where 1 would mean something else.
+var errUnusable error = usageError{errSilent}
+
 func main() { os.Exit(run()) }
 
 func run() int {
@@ -41,7 +45,7 @@ func run() int {
 	if err == nil {
 		return 0
 	}
-	if err != errSilent {
+	if err != errSilent && err != errUnusable {
 		fmt.Fprintln(os.Stderr, "toolbroker:", oneLine(err.Error()))
 	}
 	_, wrong := errors.AsType[usageError](err)

@@ -121,7 +121,7 @@ func (k *checker) policy() {
 		return
 	}
 	said := false
-	_, err := authz.Open(authz.StoreConfig{File: string(k.c.Policy.File), Model: string(k.c.Policy.Model), OnReject: func(findings []authz.Finding) {
+	_, err := authz.Open(authz.StoreConfig{File: string(k.c.Policy.File), Model: string(k.c.Policy.Model), Check: casesHold, OnReject: func(findings []authz.Finding) {
 		for _, f := range findings {
 			if f.Severity == authz.SeverityError {
 				said = true

@@ -40,6 +40,7 @@ import (
 	"toolbroker/brokers/servers"
 	"toolbroker/brokers/sessions"
 	"toolbroker/brokers/tasks"
+	"toolbroker/cmd/toolbroker/internal/cases"
 	"toolbroker/cmd/toolbroker/internal/config"
 	"toolbroker/gateway"
 	"toolbroker/gateway/audit"
@@ -146,7 +147,7 @@ func (h *House) openLog(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	h.meter = newMeter(h.opts.Mode, func() error { return h.Ready(context.Background()) })
+	h.meter = newMeter(h.opts.Mode, func() error { return h.Ready(context.Background()) }, func() bool { return h.policy != nil && h.policy.Refused() != nil })
 	h.recorder = metered{gateway.NewRecorder(h.audit), h.meter}
 	return h.closeBooks(ctx)
 }
@@ -224,9 +225,19 @@ func (h *House) openPolicy(ctx context.Context) error {
 	var err error
 	h.policy, err = authz.Open(authz.StoreConfig{
 		File: string(c.Policy.File), Model: string(c.Policy.Model), LastGood: filepath.Join(string(c.DataDir), "policy.last-good.csv"),
+		Check: casesHold, Beside: []string{cases.Beside(string(c.Policy.File))},
 		OnLoad: func(p *authz.Policy) {
-			h.record(ctx, gateway.Fact{Type: audit.PolicyLoaded, Policy: policyRef(p), Unbound: "a policy is nobody's task"})
-			h.log.Info("policy in force", "file", p.File(), "rows", p.Rows(), "revision", p.Revision())
+			warnings := p.Warnings()
+			h.record(ctx, gateway.Fact{Type: audit.PolicyLoaded, Policy: policyRef(p), Detail: accepted(warnings), Unbound: "a policy is nobody's task"})
+			h.log.Info("policy in force", "file", p.File(), "rows", p.Rows(), "revision", p.Revision(), "warnings", len(warnings))
+			for i, f := range warnings {
+				if i == maxWarnings {
+					h.log.Warn("more about the policy; `toolbroker policy check` says all", "warnings", len(warnings)-i)
+					break
+				}
+				h.log.Warn("policy", "finding", f.String())
+			}
+			h.meter.warnings.Set(float64(len(warnings)))
 			if h.edge != nil {
 				h.edge.Changed()
 			}
@@ -234,7 +245,9 @@ func (h *House) openPolicy(ctx context.Context) error {
 		OnReject: func(findings []authz.Finding) {
 			first := ""
 			for _, f := range findings {
-				h.log.Error("policy refused", "finding", f.String())
+				if f.Severity == authz.SeverityError {
+					h.log.Error("policy refused", "finding", f.String())
+				}
 				if first == "" && f.Severity == authz.SeverityError {
 					first = f.String()
 				}
@@ -244,6 +257,50 @@ func (h *House) openPolicy(ctx context.Context) error {
 		},
 	})
 	return err
+}
+
+// maxWarnings is how many warnings one load puts into the log, and how many cases
+// that fail.
+const maxWarnings = 20
+
+// casesHold asks a policy the cases that stand beside it, where there are any. One
+// that is answered otherwise refuses the file, and so does a file of cases that
+// cannot be read.
+func casesHold(p *authz.Policy) (found []authz.Finding) {
+	file := cases.Beside(p.File())
+	add := func(line int, text string) {
+		found = append(found, authz.Finding{File: file, Line: line, Severity: authz.SeverityError, Code: "case", Text: text})
+	}
+	asked, wrong, err := cases.Read(file)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		add(0, err.Error())
+	case len(wrong) > 0:
+		for _, w := range wrong {
+			add(0, "cannot be read: "+w)
+		}
+	}
+	if len(found) > 0 {
+		return found
+	}
+	for _, c := range p.Test(asked).Cases {
+		if len(c.Wrong) > 0 && len(found) < maxWarnings {
+			add(c.Line, c.Name+": "+strings.Join(c.Wrong, "; "))
+		}
+	}
+	return found
+}
+
+// accepted is what an admin had to say in a file for it to be taken, or nothing.
+func accepted(warnings []authz.Finding) string {
+	for _, f := range warnings {
+		if f.Code == "shrunk-meant" {
+			return f.String()
+		}
+	}
+	return ""
 }
 
 func policyRef(p *authz.Policy) *audit.PolicyRef {

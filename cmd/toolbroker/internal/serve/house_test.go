@@ -152,7 +152,7 @@ func TestManagementSaysOnlyHowItIs(t *testing.T) {
 }
 
 func TestLabelsAreClosedSets(t *testing.T) {
-	m := newMeter("serve", func() error { return nil })
+	m := newMeter("serve", func() error { return nil }, func() bool { return false })
 	for _, who := range []string{"agent:a", "agent:b"} {
 		_ = m.count([]gateway.Fact{{Type: audit.CallDenied, Tenant: "t-" + who, Code: gateway.Denied, Principal: &gateway.Principal{ID: who}}}, nil)
 	}
@@ -345,6 +345,79 @@ func TestBrokenPolicyAtStart(t *testing.T) {
 	defer h.close()
 	if h.policy.Revision() != good {
 		t.Error("another policy is in force")
+	}
+}
+
+// A case beside the policy that fails keeps a new policy out, with its line and what
+// was decided; a file cut short stays out, too, and what was accepted is on record.
+func TestPolicyThatFailsItsCases(t *testing.T) {
+	c, dir := newConfig(t, "")
+	const good = "p, agent:a, acme, work, **, call, , allow\np, agent:b, acme, work, **, call, , allow\n"
+	write(t, dir+"/policy.csv", good)
+	write(t, dir+"/policy_test.yaml", "cases:\n- {name: its own, principal: agent:a, tenant: acme, task: work, tool: s/t, verdict: allow}\n")
+	var said strings.Builder
+	h, err := New(t.Context(), c, Options{Mode: "serve", Logger: slog.New(slog.NewTextHandler(&said, nil))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.close()
+	was := h.policy.Revision()
+	if n := strings.Count(said.String(), "[redundant]") + strings.Count(said.String(), "[wide-grant]"); n != 0 {
+		t.Errorf("%d warnings about a good policy", n)
+	}
+	write(t, dir+"/policy.csv", strings.Replace(good, "agent:a, acme, work, **, call, , allow", "agent:a, acme, work, **, call, , approve", 1))
+	h.Reload()
+	f := h.policy.Refused()
+	if h.policy.Revision() != was || f == nil || !strings.HasSuffix(f.File, "policy_test.yaml") || f.Line != 2 || !strings.Contains(f.Text, "its own: want allow, got approve: needs approval: an operator by ") {
+		t.Fatalf("%s in force, refused: %v", h.policy.Revision(), f)
+	}
+	answer := httptest.NewRecorder()
+	h.management().ServeHTTP(answer, httptest.NewRequest("GET", "/metrics", nil))
+	if !strings.Contains(answer.Body.String(), "toolbroker_policy_refused 1\n") {
+		t.Error("the metrics do not say that the file is refused")
+	}
+	answer = httptest.NewRecorder()
+	h.management().ServeHTTP(answer, httptest.NewRequest("GET", "/readyz", nil))
+	if !strings.Contains(answer.Body.String(), `"policy":"the file is refused, and `+was+` is in force: `) {
+		t.Errorf("/readyz says %s", answer.Body)
+	}
+	write(t, dir+"/policy_test.yaml", "cases:\n- {name: its own, principal: agent:a}\n")
+	h.Reload()
+	if f := h.policy.Refused(); f == nil || !strings.Contains(f.Text, "policy_test.yaml:2: error: the case has no ") {
+		t.Errorf("refused: %v", f)
+	}
+	if err := os.Remove(dir + "/policy_test.yaml"); err != nil {
+		t.Fatal(err)
+	}
+	write(t, dir+"/policy.csv", "p, *, acme, work, **, call, , allow\n")
+	h.Reload()
+	if f := h.policy.Refused(); f == nil || f.Code != "shrunk" {
+		t.Errorf("refused: %v", f)
+	}
+	write(t, dir+"/policy.csv", "# toolbroker: replaces "+was+"\np, *, acme, work, **, call, , allow\n")
+	h.Reload()
+	if f := h.policy.Refused(); f != nil || h.policy.Revision() == was {
+		t.Errorf("refused: %v", f)
+	}
+	if n := strings.Count(said.String(), "[wide-grant]"); n != 1 {
+		t.Errorf("%d warnings of the sort, want 1", n)
+	}
+	answer = httptest.NewRecorder()
+	h.management().ServeHTTP(answer, httptest.NewRequest("GET", "/metrics", nil))
+	if !strings.Contains(answer.Body.String(), "toolbroker_policy_refused 0\n") || !strings.Contains(answer.Body.String(), "toolbroker_policy_warnings 2\n") {
+		t.Error("the metrics do not say that the file is in force, with two warnings")
+	}
+	var details []string
+	for line, err := range audit.Find(string(c.Audit.Dir), 0, audit.Filter{Types: []audit.Type{audit.PolicyLoaded, audit.PolicyRejected}}) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		details = append(details, string(line.Event.Type)+" "+line.Event.Detail)
+	}
+	for i, want := range []string{"policy.loaded ", "its own: want allow, got approve", "the case has no", "[shrunk]", "[shrunk-meant]"} {
+		if i >= len(details) || !strings.Contains(details[i], want) {
+			t.Errorf("on record are %q, want %q at %d", details, want, i)
+		}
 	}
 }
 

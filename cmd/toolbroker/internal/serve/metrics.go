@@ -20,9 +20,10 @@ type meter struct {
 	refusals *prometheus.CounterVec
 	outcomes *prometheus.HistogramVec
 	failed   prometheus.Counter
+	warnings prometheus.Gauge
 }
 
-func newMeter(mode string, ready func() error) *meter {
+func newMeter(mode string, ready func() error, refused func() bool) *meter {
 	m := &meter{
 		registry: prometheus.NewRegistry(),
 		events: prometheus.NewCounterVec(prometheus.CounterOpts{
@@ -35,6 +36,16 @@ func newMeter(mode string, ready func() error) *meter {
 		failed: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "toolbroker_record_failures_total", Help: "Records that could not be written; each stopped what it was about."}),
 	}
+	m.warnings = prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "toolbroker_policy_warnings", Help: "Warnings about the policy in force, as `toolbroker policy check` says them."})
+	stale := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "toolbroker_policy_refused", Help: "1 while the policy file is refused and an older one is in force.",
+	}, func() float64 {
+		if refused() {
+			return 1
+		}
+		return 0
+	})
 	up := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "toolbroker_ready", Help: "1 when it can serve, as /readyz says.", ConstLabels: prometheus.Labels{"mode": mode},
 	}, func() float64 {
@@ -43,7 +54,7 @@ func newMeter(mode string, ready func() error) *meter {
 		}
 		return 1
 	})
-	m.registry.MustRegister(m.events, m.refusals, m.outcomes, m.failed, up,
+	m.registry.MustRegister(m.events, m.refusals, m.outcomes, m.failed, m.warnings, stale, up,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -100,11 +111,14 @@ func (h *House) management() http.Handler {
 		say(w, http.StatusOK, map[string]string{"status": "alive"})
 	})
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) {
+		status, body := http.StatusOK, map[string]string{"status": "ready"}
 		if err := h.Ready(r.Context()); err != nil {
-			say(w, http.StatusServiceUnavailable, map[string]string{"status": "not ready", "because": err.Error()})
-			return
+			status, body = http.StatusServiceUnavailable, map[string]string{"status": "not ready", "because": err.Error()}
 		}
-		say(w, http.StatusOK, map[string]string{"status": "ready"})
+		if f := h.policy.Refused(); f != nil {
+			body["policy"] = "the file is refused, and " + h.policy.Revision() + " is in force: " + f.String()
+		}
+		say(w, status, body)
 	})
 	mux.Handle("GET /metrics", promhttp.HandlerFor(h.meter.registry, promhttp.HandlerOpts{MaxRequestsInFlight: 4}))
 	return mux
