@@ -126,3 +126,28 @@ func BenchmarkRunning100k(b *testing.B) {
 		ending.Wait()
 	})
 }
+
+// BenchmarkStanding is what a call of a client that names no task pays to find it, and
+// to be told of its end.
+func BenchmarkStanding(b *testing.B) {
+	r := join(b, redistest.Embedded(b), "r1", &gatewaytest.Facts{})
+	redistest.Await(b, "it is fresh", r.Fresh)
+	t := task("acme", tasks.NewID())
+	t.Implicit = true
+	if _, err := r.Start(b.Context(), t); err != nil {
+		b.Fatal(err)
+	}
+	runsOn(b, r.Tasks, "acme", t.ID)
+	b.ReportAllocs()
+	for b.Loop() {
+		one, err := r.Standing(b.Context(), "acme", t.Principal, t.OnBehalfOf, t.Kind)
+		if err != nil {
+			b.Fatal(err)
+		}
+		select {
+		case <-r.Ended("acme", one.ID):
+			b.Fatal("it has ended")
+		default:
+		}
+	}
+}

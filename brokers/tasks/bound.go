@@ -110,8 +110,7 @@ func standingFor(principal, human, kind string) string {
 
 // Standing implements [gateway.Tasks].
 func (r *Tasks) Standing(ctx context.Context, tenant, principal, human, kind string) (gateway.Task, error) {
-	want := gateway.Task{Tenant: tenant, Principal: principal, OnBehalfOf: human, Kind: kind, Implicit: true}
-	name := standingNames(want)
+	name := names{tenant, principal, human, kind}
 	r.mu.RLock()
 	id := r.standing[name]
 	r.mu.RUnlock()
@@ -121,6 +120,13 @@ func (r *Tasks) Standing(ctx context.Context, tenant, principal, human, kind str
 			return t, err
 		}
 	}
+	return r.findStanding(ctx, name)
+}
+
+// findStanding asks Redis which task is standing.
+func (r *Tasks) findStanding(ctx context.Context, name names) (gateway.Task, error) {
+	tenant := name.tenant
+	want := gateway.Task{Tenant: tenant, Principal: name.principal, OnBehalfOf: name.human, Kind: name.kind, Implicit: true}
 	if !r.awaitFresh(ctx) {
 		return gateway.Task{}, gateway.ErrStale
 	}

@@ -412,13 +412,19 @@ func (r *Tasks) release(which ref) {
 // Ended implements [gateway.Tasks]. An unknown task has ended.
 func (r *Tasks) Ended(tenant, id string) <-chan struct{} {
 	which := ref{tenant, id}
+	r.mu.RLock()
+	w := r.watches[which]
+	r.mu.RUnlock()
+	if w != nil {
+		return w.done
+	}
 	_, err := r.Store.Key(tenant, redis.Task, id)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if w := r.watches[which]; w != nil {
 		return w.done
 	}
-	w := &watch{done: make(chan struct{})}
+	w = &watch{done: make(chan struct{})}
 	e := r.cache[which]
 	if err != nil || e != nil && (e.over || !r.Now().Before(e.task.Expires)) {
 		close(w.done)

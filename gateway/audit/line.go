@@ -55,7 +55,7 @@ func (c *encoder) line(e *Event) ([]byte, error) {
 func (c *encoder) encode(e *Event) []byte {
 	c.buf.b, c.buf.longest = c.buf.b[:0], 0
 	e.json(&c.buf)
-	c.buf.raw("\n")
+	c.buf.b[len(c.buf.b)-1] = '\n'
 	return c.buf.b
 }
 

@@ -2,13 +2,17 @@ package audit
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"encoding/json"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 	"unicode/utf8"
 
 	"github.com/go-json-experiment/json/jsontext"
+	"golang.org/x/mod/sumdb/tlog"
 	"pgregory.net/rapid"
 )
 
@@ -104,6 +108,27 @@ func TestEveryMemberIsWrittenAsJSONHasIt(t *testing.T) {
 		}
 		v.Field(i).Set(was)
 	}
+}
+
+// What is written without a library is what the library would write.
+func TestTimesAndLeavesAreTheLibrarys(t *testing.T) {
+	sum := sha256.New()
+	var small tree
+	rapid.Check(t, func(t *rapid.T) {
+		at := time.UnixMicro(rapid.Int64Range(-1<<55, 1<<58).Draw(t, "time")).UTC()
+		if got, want := string(appendTime(nil, at)), at.Format(timeFormat); got != want {
+			t.Fatalf("%s, want %s", got, want)
+		}
+		line := rapid.SliceOf(rapid.Byte()).Draw(t, "line")
+		leaf := tlog.RecordHash(line)
+		if got := appendLeaf(nil, sum, line); !bytes.Equal(got, leaf[:]) {
+			t.Fatalf("%x, want %x", got, leaf)
+		}
+		want := must(tlog.StoredHashesForRecordHash(small.size, leaf, &small))
+		if got := small.add(leaf); !slices.Equal(got, want) {
+			t.Fatalf("%v, want %v", got, want)
+		}
+	})
 }
 
 func TestMembersStandInOrderWithoutHelp(t *testing.T) {

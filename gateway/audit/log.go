@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"hash"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -43,7 +44,7 @@ const (
 	groupBytes  = 256 << 10             // a group is closed over this size
 	lazySync    = 20 * time.Millisecond // how long written events may wait for company
 	company     = 8                     // who waited for one sync, from which the next one
-	companyFor  = time.Millisecond      // waits so long for more
+	companyFor  = 2 * time.Millisecond  // waits so long for more
 	retryEvery  = time.Second           // between tries to recover from a fault
 	keyWindow   = 100_000               // keys remembered
 	maxKey      = 256                   // bytes of a key
@@ -77,6 +78,9 @@ type Log struct {
 	syncing  sync.Mutex   // held while syncing, and while the pending groups are given up
 	released atomic.Int64 // how many the last sync let go on
 	groups   sync.Pool    // of groups that nobody reads any more
+	units    sync.Pool    // of units that were answered
+	sum      hash.Hash    // under syncing, as are
+	leaves   []byte       // the hashes of lines that are being settled
 
 	mu      sync.Mutex
 	pending []*group // written, not yet durable
@@ -86,7 +90,8 @@ type Log struct {
 	hashes  []byte   // of the tree, not yet in the hashes file
 
 	// The writer's own.
-	event   Event    // being encoded
+	event   Event // being encoded
+	id      ulid.ULID
 	at      position // where the log stands with all that was written
 	enc     *encoder
 	entropy *ulid.MonotonicEntropy
@@ -163,32 +168,45 @@ func (l *Log) put(ctx context.Context, durable bool, events []Event) error {
 	if err := l.refuses(events); err != nil {
 		return err
 	}
-	u := &unit{events: events, durable: durable, done: make(chan error, 1)}
 	select {
 	case <-l.closing:
 		return ErrClosed
 	default:
 	}
+	u, given := l.units.Get().(*unit)
+	if !given {
+		u = &unit{done: make(chan error, 1)}
+	}
+	u.events, u.durable = events, durable
 	select {
 	case l.queue <- u:
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	case <-l.closing:
-		return ErrClosed
+	default:
+		select {
+		case l.queue <- u:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-l.closing:
+			return ErrClosed
+		}
 	}
+	var err error
 	select {
-	case err := <-u.done:
-		return err
+	case err = <-u.done:
 	case <-ctx.Done():
 		if u.taken.CompareAndSwap(false, true) {
 			return context.Cause(ctx)
 		}
+		err = <-u.done
 	case <-l.exited:
 		if u.taken.CompareAndSwap(false, true) {
 			return ErrClosed
 		}
+		err = <-u.done
 	}
-	return <-u.done
+	u.events = nil // answered: nobody else looks at it any more
+	u.taken.Store(false)
+	l.units.Put(u)
+	return err
 }
 
 // refuses answers for a log that cannot write these events.
@@ -270,18 +288,50 @@ func (l *Log) stamp(e *Event) error {
 	if now.Before(l.at.time) {
 		now = l.at.time
 	}
-	id, err := ulid.New(ulid.Timestamp(now), l.entropy)
+	err := l.id.SetTime(ulid.Timestamp(now))
+	if err == nil {
+		err = l.entropy.MonotonicRead(l.id.Time(), l.id[6:])
+	}
 	if err != nil {
 		return fmt.Errorf("audit: make an event id: %w", err)
 	}
 	l.at.time = now
-	e.ID = id.String()
-	e.Time = now.Format(timeFormat)
+	var b [ulid.EncodedSize + len(timeFormat)]byte
+	_ = l.id.MarshalTextTo(b[:ulid.EncodedSize]) // fails only where there is no room
+	text := string(appendTime(b[:ulid.EncodedSize], now))
+	e.ID, e.Time = text[:ulid.EncodedSize], text[ulid.EncodedSize:]
 	e.MonoNS = int64(time.Since(l.opened).Truncate(time.Microsecond))
 	e.Gateway = l.cfg.Gateway
 	e.Integrity = Integrity{Index: l.at.next, Log: l.cfg.Origin, Prev: l.at.prev}
 	e.V = 1
 	return nil
+}
+
+// appendTime appends a time, which is in UTC, in timeFormat.
+func appendTime(b []byte, t time.Time) []byte {
+	year, month, day := t.Date()
+	if year < 0 || year > 9999 {
+		return t.AppendFormat(b, timeFormat)
+	}
+	hour, minute, second := t.Clock()
+	b = append(b, timeFormat...)
+	at := b[len(b)-len(timeFormat):]
+	digits(at[0:4], year)
+	digits(at[5:7], int(month))
+	digits(at[8:10], day)
+	digits(at[11:13], hour)
+	digits(at[14:16], minute)
+	digits(at[17:19], second)
+	digits(at[20:26], t.Nanosecond()/1000)
+	return b
+}
+
+// digits writes the last digits of n, as many as there is room for.
+func digits(b []byte, n int) {
+	for i := len(b) - 1; i >= 0; i-- {
+		b[i] = byte('0' + n%10)
+		n /= 10
+	}
 }
 
 // own is an event of the log about itself.

@@ -58,6 +58,7 @@ func Open(cfg Config) (*Log, error) {
 		exited:  make(chan struct{}),
 		stop:    make(chan struct{}),
 		enc:     newEncoder(),
+		sum:     sha256.New(),
 		entropy: newEntropy(),
 	}
 	if got, err := l.lock.TryLock(); err != nil {

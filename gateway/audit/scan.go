@@ -165,7 +165,7 @@ type chain struct {
 	tree   tree
 
 	leaf   tlog.Hash   // of the line before
-	stored []tlog.Hash // what tlog stores for it
+	stored []tlog.Hash // what tlog stores for it, until the next
 }
 
 // emptyPrev is the first line's integrity.prev: the hash of nothing.

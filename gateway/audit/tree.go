@@ -27,15 +27,17 @@ func (t *tree) ReadHashes(indexes []int64) ([]tlog.Hash, error) {
 	return out, nil
 }
 
-// add appends a leaf and returns the hashes to store for it, in tlog's order.
+// add appends a leaf and returns the hashes to store for it, in tlog's order; they
+// are valid until the next call.
 func (t *tree) add(leaf tlog.Hash) []tlog.Hash {
-	hashes, err := tlog.StoredHashesForRecordHash(t.size, leaf, t)
-	if err != nil {
-		panic(err) // ReadHashes fails on no index that tlog asks for
+	h, level := leaf, 0
+	for ; t.size>>level&1 == 1; level++ { // a left half waits for its right one
+		left := t.edge[level]
+		t.edge[level], h = h, tlog.NodeHash(left, h)
 	}
-	copy(t.edge[:], hashes)
+	t.edge[level] = h
 	t.size++
-	return hashes
+	return t.edge[:level+1]
 }
 
 func (t *tree) root() tlog.Hash {

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -251,16 +252,17 @@ func (l *Log) spent(g *group) {
 
 // settle counts groups, the first of the pending ones, as durable.
 func (l *Log) settle(groups []*group) {
-	var leaves []tlog.Hash
+	leaves := l.leaves[:0]
 	for _, g := range groups {
 		for i := range g.ends {
-			leaves = append(leaves, tlog.RecordHash(g.line(i)))
+			leaves = appendLeaf(leaves, l.sum, g.line(i))
 		}
 	}
+	l.leaves = leaves
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for _, leaf := range leaves {
-		for _, h := range l.tree.add(leaf) {
+	for ; len(leaves) > 0; leaves = leaves[tlog.HashSize:] {
+		for _, h := range l.tree.add(tlog.Hash(leaves)) {
 			l.hashes = append(l.hashes, h[:]...)
 		}
 	}
@@ -270,6 +272,16 @@ func (l *Log) settle(groups []*group) {
 		notify(l.due)
 	}
 }
+
+// appendLeaf is [tlog.RecordHash] without its memory.
+func appendLeaf(leaves []byte, sum hash.Hash, line []byte) []byte {
+	sum.Reset()
+	sum.Write(leafPrefix)
+	sum.Write(line)
+	return sum.Sum(leaves)
+}
+
+var leafPrefix = []byte{0}
 
 func notify(c chan struct{}) {
 	select {

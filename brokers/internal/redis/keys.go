@@ -65,6 +65,7 @@ var (
 	OperatorTries   = Kind{name: "operator-tries", ids: 1, shared: true}   // failed logins
 	AgentSession    = Kind{name: "agent-session", ids: 1, shared: true}    // an agent's MCP session, by digest
 	SessionsTask    = Kind{name: "sessions-task", ids: 2, shared: true}    // SET: digests of a task's sessions, by tenant and task
+	SessionsOf      = Kind{name: "sessions-of", ids: 2, shared: true}      // ZSET: a workload's sessions, by digest, by a time at or before their last use, ms; by tenant and digest of the workload
 	SessionsMail    = Kind{name: "sessions-mail", shared: true}            // STREAM: what agents cancelled, and sessions that were closed
 	AgentAsk        = Kind{name: "agent-ask", ids: 1, shared: true}        // HASH: an ask that an agent has not answered or has, by digest of session and ask
 

@@ -31,7 +31,7 @@ func (s *Store) Run(ctx context.Context, sc *Script, keys []Key, args ...any) ([
 			return nil, fmt.Errorf("%w: a script's keys must be one tenant's", ErrKey)
 		}
 	}
-	reply, err := sc.lua.Run(ctx, s.client, names(keys), args...).Slice()
+	reply, err := s.run(ctx, sc, keys, args)
 	if err != nil {
 		return nil, fmt.Errorf("redis: script: %w", err)
 	}
@@ -51,4 +51,19 @@ func (s *Store) Run(ctx context.Context, sc *Script, keys []Key, args ...any) ([
 		}
 	}
 	return out, nil
+}
+
+// run is the client's own Run with less memory: a key is handed over where it is.
+func (s *Store) run(ctx context.Context, sc *Script, keys []Key, args []any) ([]any, error) {
+	call := make([]any, 3, 3+len(keys)+len(args))
+	call[0], call[1], call[2] = "evalsha", sc.lua.Hash(), len(keys)
+	for i := range keys {
+		call = append(call, &keys[i].name)
+	}
+	cmd := goredis.NewSliceCmd(ctx, append(call, args...)...)
+	err := s.client.Process(ctx, cmd)
+	if goredis.HasErrorPrefix(err, "NOSCRIPT") {
+		return sc.lua.Eval(ctx, s.client, names(keys), args...).Slice()
+	}
+	return cmd.Val(), err
 }
