@@ -18,11 +18,15 @@ import (
 func (g *Gateway) Identify(ctx context.Context, cred Credential) (Principal, error) {
 	p, err := g.identify(ctx, cred)
 	if err == nil && cred.Session != "" {
-		if err = g.sameSession(ctx, p, cred); errors.Is(err, ErrNotFound) {
-			err = &NotIdentified{Why: WhySession, Err: err}
-		}
+		err = g.sameSession(ctx, p, cred)
 	}
 	return p, g.unidentified(cred, err)
+}
+
+// InSession is the rest of Identify, for who was identified before it was known
+// which task a request names.
+func (g *Gateway) InSession(ctx context.Context, p Principal, cred Credential) error {
+	return g.unidentified(cred, g.sameSession(ctx, p, cred))
 }
 
 // identify asks who it is and holds the answer to what a principal must be.
@@ -91,12 +95,14 @@ func binding(p Principal, cred Credential) string {
 func (g *Gateway) sameSession(ctx context.Context, p Principal, cred Credential) error {
 	s, err := g.Sessions.Session(ctx, cred.Session)
 	if err != nil {
-		return fmt.Errorf("session: %w", err)
+		err = fmt.Errorf("session: %w", err)
+	} else if subtle.ConstantTimeCompare([]byte(s.Binding), []byte(binding(p, cred))) != 1 {
+		err = fmt.Errorf("another's session: %w", ErrNotFound)
 	}
-	if subtle.ConstantTimeCompare([]byte(s.Binding), []byte(binding(p, cred))) != 1 {
-		return fmt.Errorf("another's session: %w", ErrNotFound)
+	if errors.Is(err, ErrNotFound) {
+		return &NotIdentified{Why: WhySession, Err: err}
 	}
-	return nil
+	return err
 }
 
 // OpenSession binds a new legacy session to the credential's principal and task.
@@ -113,7 +119,7 @@ func (g *Gateway) OpenSession(ctx context.Context, cred Credential, session, pro
 	if err != nil {
 		return err
 	}
-	if err := g.Sessions.Open(ctx, session, Session{Binding: binding(p, cred), Tenant: t.Tenant, Task: t.ID, Protocol: protocol, Caps: caps}); err != nil {
+	if err := g.Sessions.Open(ctx, session, Session{Binding: binding(p, cred), Tenant: t.Tenant, Task: t.ID, Principal: p.ID, Protocol: protocol, Caps: caps}); err != nil {
 		return refuse(Internal, fmt.Errorf("open session: %w", err))
 	}
 	return nil
@@ -150,16 +156,15 @@ func (g *Gateway) running(ctx context.Context, p *Principal, cred Credential) (T
 	case cred.Task != "" && cred.Task != id:
 		return Task{}, refuse(NoTask, errors.New("the request names another task than the token"))
 	}
-	if id == "" {
-		t, err := g.standing(ctx, *p, cred.Source)
-		if err != nil {
-			return Task{}, err
-		}
-		id = t.ID
+	var t Task
+	var err error
+	if id != "" {
+		t, err = g.Tasks.Running(ctx, p.Tenant, id)
+	} else if t, err = g.standing(ctx, p, cred.Source); err != nil {
+		return Task{}, err
 	}
-	t, err := g.Tasks.Running(ctx, p.Tenant, id)
 	if err == nil {
-		err = g.mayActOn(*p, t)
+		err = g.mayActOn(p, &t)
 	}
 	if err == nil && p.Task == "" && !t.Implicit {
 		err = g.Tasks.Bind(ctx, t, p.ID, p.OnBehalfOf)
@@ -167,7 +172,7 @@ func (g *Gateway) running(ctx context.Context, p *Principal, cred Credential) (T
 	if err != nil {
 		return Task{}, g.noTask(*p, g.whyOver(ctx, *p, id, err))
 	}
-	p.Chain = t.chain(*p)
+	p.Chain = t.chain(p)
 	return t, nil
 }
 
@@ -179,7 +184,7 @@ func (g *Gateway) whyOver(ctx context.Context, p Principal, id string, err error
 	}
 	ctx, cancel := context.WithTimeout(ctx, g.GiveBack)
 	defer cancel()
-	if t, bad := g.Tasks.Get(ctx, p.Tenant, id); bad == nil && cmp.Or(t.Outcome, t.State) == TaskRevoked && g.mayActOn(p, t) == nil {
+	if t, bad := g.Tasks.Get(ctx, p.Tenant, id); bad == nil && cmp.Or(t.Outcome, t.State) == TaskRevoked && g.mayActOn(&p, &t) == nil {
 		return fmt.Errorf("%w: %w", errRevoked, err)
 	}
 	return err
@@ -188,7 +193,7 @@ func (g *Gateway) whyOver(ctx context.Context, p Principal, id string, err error
 var errRevoked = errors.New("a stop ended it")
 
 // mayActOn reports why a running task is not this caller's to act on.
-func (g *Gateway) mayActOn(p Principal, t Task) error {
+func (g *Gateway) mayActOn(p *Principal, t *Task) error {
 	kind, ok := g.kinds[t.Kind]
 	switch {
 	case t.Tenant != p.Tenant, !t.Acts(p.ID):
@@ -255,7 +260,7 @@ func (g *Gateway) tried(ctx context.Context, p *Principal, cred Credential, why 
 	}
 	switch {
 	case t.ID != "" && t.Acts(p.ID):
-		p.Chain = t.chain(*p)
+		p.Chain = t.chain(p)
 		return &t
 	case t.ID == "" && p.Task != "": // it was vouched for when the token was made
 		return &Task{ID: p.Task, Tenant: p.Tenant, Principal: p.ID, Owner: p.Owner, OnBehalfOf: p.OnBehalfOf}
@@ -265,30 +270,12 @@ func (g *Gateway) tried(ctx context.Context, p *Principal, cred Credential, why 
 
 // chain is who delegated to p on this task, outermost first. A task token's own
 // chain says what the task does.
-func (t Task) chain(p Principal) []string {
+func (t *Task) chain(p *Principal) []string {
 	all := t.Delegators()
 	if p.Task == "" && !slices.Equal(p.Chain, t.Chain) {
 		all = append(all, p.Chain...)
 	}
 	return all
-}
-
-// untilEnded returns a context that ends with the task, or when nobody can say any
-// more whether the task has ended.
-func (g *Gateway) untilEnded(ctx context.Context, t Task) (context.Context, func()) {
-	ctx, cancel := context.WithCancelCause(ctx)
-	ended, blind, done := g.Tasks.Ended(t.Tenant, t.ID), g.Tasks.Blind(), make(chan struct{})
-	go func() {
-		select {
-		case <-ended:
-			g.found(t)
-			cancel(errTaskEnded)
-		case <-blind:
-			cancel(errUnconfirmed)
-		case <-done:
-		}
-	}()
-	return ctx, func() { close(done); cancel(nil) }
 }
 
 var (
@@ -311,6 +298,9 @@ func (g *Gateway) List(ctx context.Context, cred Credential, s Sort, ref CallRef
 		return nil, err
 	}
 	seen, of := g.seen(p, t, s)
+	if seen, err = g.usable(ctx, &life{Call: Call{Credential: cred, Protocol: ref.Protocol}, Principal: p, Task: t}, seen); err != nil {
+		return nil, err
+	}
 	ref.Source = cred.Source
 	if err := g.Recorder.Record(ctx, listFact(p, t, s, ref, len(seen), of)); err != nil {
 		return nil, refuse(Internal, fmt.Errorf("record: %w", err))

@@ -147,28 +147,53 @@ func (n names) variant(name string) bool {
 // readable refuses an answer whose kind some decoder would read otherwise than we
 // do, and one that asks for something without saying so. What is deeper in it than
 // its own members is its tool's, and nothing here is decided by it.
-func readable(r Result) error {
+func readable(r *Result) error {
 	what, known := r.Raw, resultNames
 	if r.Error != nil {
 		what, known = r.Error, errorNames
 	}
-	seen, err := topAlike(what, known)
-	if err == nil && seen["inputRequests"] && (r.Type == "" || r.Type == ResultComplete) {
+	begins, err := topAlike(what, known)
+	if err == nil && begins["inputRequests"] != 0 && (r.Type == "" || r.Type == ResultComplete) {
 		err = errors.New("it asks for input and says that it is complete")
 	}
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrBadAnswer, err)
 	}
+	r.failed = saysFailed(begins)
 	return nil
 }
 
-// topAlike is alike for the members of an object alone, and says which of the known
-// it has. It reads no value, since an answer can be long.
-func topAlike(raw json.RawMessage, known names) (seen map[string]bool, err error) {
+// Failed reports whether the tool says of itself that it failed, or says nothing
+// that can be read.
+func (r Result) Failed() bool {
+	if r.Error != nil {
+		return true
+	}
+	if r.failed == nil { // it came another way than from its server just now
+		begins, err := topAlike(r.Raw, resultNames)
+		return err != nil || *saysFailed(begins)
+	}
+	return *r.failed
+}
+
+var yes, no = true, false
+
+func saysFailed(begins map[string]byte) *bool {
+	switch begins["isError"] {
+	case 0, 'f', 'n': // nobody reads null as true
+		return &no
+	}
+	return &yes
+}
+
+// topAlike is alike for the members of an object alone, and says with which byte
+// the values of those that are known begin. It reads no value, since an answer can
+// be long.
+func topAlike(raw json.RawMessage, known names) (begins map[string]byte, err error) {
 	if jsontext.Value(raw).Kind() != '{' {
 		return nil, errTwoWays
 	}
-	seen = map[string]bool{}
+	begins = make(map[string]byte, 4)
 	depth, key := 0, false
 	for i := 0; i < len(raw); i++ {
 		switch raw[i] {
@@ -179,11 +204,15 @@ func topAlike(raw json.RawMessage, known names) (seen map[string]bool, err error
 			}
 			if depth == 1 && key {
 				name, err := jsontext.AppendUnquote(nil, raw[i:end+1])
-				if err != nil || seen[string(name)] || known.variant(string(name)) {
+				if err != nil || begins[string(name)] != 0 || known.variant(string(name)) {
+					return nil, errTwoWays
+				}
+				value := bytes.TrimLeft(raw[end+1:], " \t\r\n:")
+				if len(value) == 0 {
 					return nil, errTwoWays
 				}
 				if _, ok := known[string(name)]; ok {
-					seen[string(name)] = true
+					begins[string(name)] = value[0]
 				}
 				key = false
 			}
@@ -197,7 +226,7 @@ func topAlike(raw json.RawMessage, known names) (seen map[string]bool, err error
 			key = depth == 1
 		}
 	}
-	return seen, nil
+	return begins, nil
 }
 
 // stringEnd is where the quote stands that ends the string that has begun before i,

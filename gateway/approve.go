@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -25,7 +26,7 @@ func (g *Gateway) approve(ctx context.Context, c *life) (*Grant, error) {
 	if err != nil {
 		return nil, err
 	}
-	if r.State == ApprovalPending && !c.Later && !c.sentFirst(fresh) {
+	if r.State == ApprovalPending && !c.Later && !c.Args.refused && !g.sentFirst(c, r, fresh) {
 		if r, err = g.waitForHumans(ctx, c, r); err != nil {
 			return nil, err
 		}
@@ -62,12 +63,19 @@ func (g *Gateway) approve(ctx context.Context, c *life) (*Grant, error) {
 
 // sentFirst reports whether the agent's side is shown the page before its call waits
 // for anyone: the one who could agree may be sitting there. A modern agent says by
-// its state that it has been, a legacy one by asking again.
-func (c *life) sentFirst(fresh bool) bool {
-	if c.Protocol >= modern {
+// its state that it has been, a legacy one by asking again in its session.
+func (g *Gateway) sentFirst(c *life, r ApprovalRequest, fresh bool) bool {
+	if !c.Page || c.Protocol >= modern {
 		return c.Page && c.Args.state.Round == 0
 	}
-	return c.Page && fresh
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	now := g.now()
+	maps.DeleteFunc(g.shown, func(_ [2]string, until time.Time) bool { return now.After(until) })
+	key := [2]string{r.ID, c.Credential.Session}
+	_, before := g.shown[key]
+	g.shown[key] = r.Expires
+	return fresh || !before
 }
 
 // requestApproval asks operators, or finds that it has been asked already.
@@ -147,7 +155,7 @@ func (g *Gateway) decideAgain(ctx context.Context, c *life, grant Grant) error {
 	if _, err := g.running(ctx, &p, c.Credential); err != nil {
 		return err
 	}
-	if !g.stillThere(c, grant.Request.Server+"/"+grant.Request.Tool, grant.Request.Definition) {
+	if !g.stillThere(c, grant.Request.Server, grant.Request.Tool, grant.Request.Definition) {
 		return refuse(Denied, errors.New("the tool is not the one that was approved"))
 	}
 	d, err := g.decide(c)

@@ -494,3 +494,64 @@ func TestThePageComesFirst(t *testing.T) {
 		})
 	}
 }
+
+// Who does not open the page is not asked again: the call ends, and its request waits
+// for operators.
+func TestThePageIsNotOpened(t *testing.T) {
+	for _, answer := range []string{`{"action":"decline"}`, `{"action":"cancel"}`, `7`} {
+		h := gatewaytest.New(t, patient)
+		in := gateway.Call{Credential: as("a"), Name: "files__write", Args: json.RawMessage(`{"path":"x"}`), Protocol: "2026-07-28", Page: true}
+		_, err := h.Handle(t.Context(), in, nil)
+		refused, _ := errors.AsType[*gateway.Refusal](err)
+		if refused == nil || refused.State == "" {
+			t.Fatalf("the first time: %v", err)
+		}
+		in.State, in.Answers = refused.State, json.RawMessage(`{"io.toolbroker/approval":`+answer+`}`)
+		began := time.Now()
+		_, err = h.Handle(t.Context(), in, nil)
+		if refused, _ = errors.AsType[*gateway.Refusal](err); refused == nil || refused.Code != gateway.PendingApproval || refused.State != "" {
+			t.Errorf("%s: %v", answer, err)
+		}
+		if took := time.Since(began); took > 10*time.Second { // Hold is twice that
+			t.Errorf("%s: it waited %v", answer, took)
+		}
+		if _, err := vote(t, h, "bob", asked(t, h, "acme"), true); err != nil {
+			t.Errorf("%s: the request waits no more: %v", answer, err)
+		}
+	}
+}
+
+// A session that was not shown the page of a request that another made is shown it at
+// once, and once.
+func TestEachSessionIsShownThePage(t *testing.T) {
+	h := gatewaytest.New(t, patient)
+	in := func(session string) gateway.Call {
+		cred := as("a")
+		cred.Session = session
+		if err := h.OpenSession(t.Context(), as("a"), session, "2025-11-25", nil); err != nil {
+			t.Fatal(err)
+		}
+		return gateway.Call{Credential: cred, Name: "files__write", Args: json.RawMessage(`{"path":"x"}`), Protocol: "2025-11-25", Page: true}
+	}
+	for _, session := range []string{"one", "two"} {
+		call := in(session)
+		began := time.Now()
+		if _, err := h.Handle(t.Context(), call, nil); gateway.CodeOf(err) != gateway.PendingApproval {
+			t.Fatal(err)
+		}
+		if took := time.Since(began); took > 10*time.Second { // Hold is twice that
+			t.Errorf("session %s waited %v", session, took)
+		}
+	}
+	end := make(chan error, 1)
+	go func() {
+		_, err := h.Handle(t.Context(), in("two"), nil)
+		end <- err
+	}()
+	if _, err := vote(t, h, "bob", asked(t, h, "acme"), true); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-end; err != nil {
+		t.Errorf("coming back: %v", err)
+	}
+}

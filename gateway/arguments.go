@@ -10,7 +10,9 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"unicode"
+	"unicode/utf8"
 
 	"github.com/go-json-experiment/json/jsontext"
 )
@@ -32,14 +34,19 @@ type arguments struct {
 	// on, bound and shown with the arguments, and the server's own state.
 	answers json.RawMessage
 	state   state
+	refused bool // its side does not open the page where a human may agree
 }
 
-const maxDepth = 64
+const (
+	maxDepth  = 64
+	maxValues = 20_000 // in one call's arguments: each costs more to read and check than its few bytes say
+)
 
 // readArguments reads a call's arguments so that no decoder in any language can
 // read them differently: duplicate names, names that differ only in case,
 // invalid or lone-surrogate text, NUL, and numbers that a float64 would change
-// are refused at every depth. Then they are checked against the tool's schema.
+// are refused at every depth, and so are more values than anybody has use for.
+// Then they are checked against the tool's schema.
 // What it says is for the agent and may quote its own arguments; it never goes
 // on record.
 func readArguments(in Call, t Tool, shapeOf func(Tool) *shape) (arguments, error) {
@@ -47,7 +54,8 @@ func readArguments(in Call, t Tool, shapeOf func(Tool) *shape) (arguments, error
 	if len(raw) == 0 {
 		raw = json.RawMessage("{}")
 	}
-	r := reader{dec: jsontext.NewDecoder(bytes.NewReader(raw))}
+	r := borrowReader(raw)
+	defer readers.Put(r)
 	if r.dec.PeekKind() != '{' {
 		return arguments{}, badArguments("arguments must be a JSON object")
 	}
@@ -121,12 +129,33 @@ func badArguments(format string, args ...any) error {
 
 type reader struct {
 	dec        *jsontext.Decoder
+	from       bytes.Reader
+	names      []string // of the objects that are open
+	values     int      // that were read
 	undeclared string
+}
+
+var readers = sync.Pool{New: func() any {
+	r := &reader{names: make([]string, 0, 16)}
+	r.dec = jsontext.NewDecoder(&r.from)
+	return r
+}}
+
+func borrowReader(raw []byte) *reader {
+	r := readers.Get().(*reader)
+	r.from.Reset(raw)
+	r.dec.Reset(&r.from)
+	clear(r.names[:cap(r.names)])
+	r.names, r.values, r.undeclared = r.names[:0], 0, ""
+	return r
 }
 
 func (r *reader) value(s *shape, depth int) error {
 	if depth > maxDepth {
 		return badArguments("arguments are nested deeper than %d levels", maxDepth)
+	}
+	if r.values++; r.values > maxValues {
+		return badArguments("the arguments hold more than %d values; make several calls, or pass them as one string where the tool takes that", maxValues)
 	}
 	tok, err := r.dec.ReadToken()
 	if err != nil {
@@ -154,7 +183,8 @@ func (r *reader) value(s *shape, depth int) error {
 }
 
 func (r *reader) object(s *shape, depth int) error {
-	folded := map[string]struct{}{}
+	first := len(r.names)
+	var many map[string]struct{}
 	for r.dec.PeekKind() != '}' {
 		tok, err := r.dec.ReadToken()
 		if err != nil {
@@ -164,14 +194,12 @@ func (r *reader) object(s *shape, depth int) error {
 		if err := text(name); err != nil {
 			return err
 		}
-		low := fold(name)
-		if _, dup := folded[low]; dup {
+		if r.twice(name, first, &many) {
 			return badArguments("two properties differ only in case: %s", quoteName(name))
 		}
-		folded[low] = struct{}{}
 		child, declared := s.property(name)
 		if !declared {
-			if want, variant := s.folded(low); variant {
+			if want, variant := s.folded(name); variant {
 				return badArguments("unknown property %s; did you mean %s?", quoteName(name), quoteName(want))
 			}
 			if r.undeclared == "" {
@@ -182,8 +210,29 @@ func (r *reader) object(s *shape, depth int) error {
 			return err
 		}
 	}
+	r.names = r.names[:first]
 	_, err := r.dec.ReadToken()
 	return err
+}
+
+// twice notes a name of the object whose names begin at first, and reports whether
+// some decoder takes it for one that stands there already.
+func (r *reader) twice(name string, first int, many *map[string]struct{}) bool {
+	const few = 16 // names, that are compared one by one
+	if mine := r.names[first:]; len(mine) < few {
+		r.names = append(r.names, name)
+		return slices.ContainsFunc(mine, func(n string) bool { return strings.EqualFold(n, name) })
+	}
+	if *many == nil {
+		*many = make(map[string]struct{}, 4*few)
+		for _, n := range r.names[first:] {
+			(*many)[fold(n)] = struct{}{}
+		}
+	}
+	low := fold(name)
+	_, dup := (*many)[low]
+	(*many)[low] = struct{}{}
+	return dup
 }
 
 // unreadable says what is wrong without repeating the bytes.
@@ -204,6 +253,9 @@ func text(s string) error {
 // fold maps names that some decoder takes for one another to one: Unicode
 // simple folding, as encoding/json matches.
 func fold(s string) string {
+	if isASCII(s) {
+		return strings.ToUpper(s) // capitals come first, also where others fold to them
+	}
 	return strings.Map(func(r rune) rune {
 		low := r
 		for f := unicode.SimpleFold(r); f != r; f = unicode.SimpleFold(f) {
@@ -211,6 +263,15 @@ func fold(s string) string {
 		}
 		return low
 	}, s)
+}
+
+func isASCII(s string) bool {
+	for i := range len(s) {
+		if s[i] >= utf8.RuneSelf {
+			return false
+		}
+	}
+	return true
 }
 
 // clip keeps what a caller chose to a length that a record can hold.
@@ -229,6 +290,9 @@ func quoteName(s string) string {
 // Exact reports whether the shortest decimal that names the float64 nearest to
 // a JSON number is the number itself: then every reader has the same value.
 func Exact(number string) bool {
+	if len(number) <= 15 && strings.Trim(number, "0123456789") == "" {
+		return true // a whole number below 2^53
+	}
 	f, err := strconv.ParseFloat(number, 64)
 	if err != nil {
 		return false
@@ -304,7 +368,10 @@ func readMeta(meta json.RawMessage, allowed []string) (_ json.RawMessage, t trac
 	kept := map[string]json.RawMessage{}
 	for k, v := range all {
 		if slices.Contains(allowed, k) && !strings.HasPrefix(k, "io.toolbroker/") {
-			if err := (&reader{dec: jsontext.NewDecoder(bytes.NewReader(v))}).value(nil, 0); err != nil {
+			r := borrowReader(v)
+			err := r.value(nil, 0)
+			readers.Put(r)
+			if err != nil {
 				return nil, t, false, err
 			}
 			kept[k] = v

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 
 	strict "github.com/go-json-experiment/json"
@@ -33,16 +34,38 @@ const (
 	maxRounds = 10 // of asking, within one call of a legacy agent; as clients give up too
 )
 
-// tasksExtension is the capability by which an agent takes handles.
-const tasksExtension = "io.modelcontextprotocol/tasks"
+const (
+	tasksExtension = "io.modelcontextprotocol/tasks" // the capability by which an agent takes handles
+	uiExtension    = "io.modelcontextprotocol/ui"    // by which it shows the pages of MCP Apps; that asks for nothing
+)
+
+// extensions are those capabilities of a client that servers hear of.
+func extensions(all map[string]json.RawMessage, names ...string) json.RawMessage {
+	var has map[string]json.RawMessage
+	if json.Unmarshal(all["extensions"], &has) != nil {
+		return nil
+	}
+	maps.DeleteFunc(has, func(name string, v json.RawMessage) bool { return v == nil || !slices.Contains(names, name) })
+	if len(has) == 0 {
+		return nil
+	}
+	out, err := json.Marshal(has)
+	if err != nil {
+		return nil
+	}
+	return out
+}
+
+// isEmpty spares reading what most clients declare.
+func isEmpty(caps json.RawMessage) bool { return len(caps) == 0 || string(caps) == "{}" }
 
 // caps is what a server may ask of this agent: what the agent says that it can do,
 // without what policy could never let this tool ask.
 func (g *Gateway) caps(c *life) json.RawMessage {
-	if len(c.Caps) == 0 {
+	if isEmpty(c.Caps) {
 		return nil
 	}
-	var all, extensions map[string]json.RawMessage
+	var all map[string]json.RawMessage
 	if json.Unmarshal(c.Caps, &all) != nil {
 		return nil
 	}
@@ -52,8 +75,12 @@ func (g *Gateway) caps(c *life) json.RawMessage {
 			kept[a.cap] = v
 		}
 	}
-	if c.Later && json.Unmarshal(all["extensions"], &extensions) == nil && extensions[tasksExtension] != nil {
-		kept["extensions"], _ = json.Marshal(map[string]json.RawMessage{tasksExtension: extensions[tasksExtension]})
+	heard := []string{uiExtension}
+	if c.Later {
+		heard = append(heard, tasksExtension)
+	}
+	if more := extensions(all, heard...); more != nil {
+		kept["extensions"] = more
 	}
 	if len(kept) == 0 {
 		return nil
@@ -80,18 +107,14 @@ func (g *Gateway) converse(ctx context.Context, c *life) (Result, error) {
 	back := &back{g: g, c: c, caps: f.Caps}
 	for range maxRounds {
 		r, err := g.Servers.Forward(ctx, f, back)
+		fault := r.Error != nil
 		if err == nil {
-			err = readable(r)
-		}
-		if err == nil && r.Error != nil {
-			if err = g.mayRedirect(ctx, c, f.Caps, r.Error); err == nil {
-				return g.sendToPages(ctx, c, f.Caps, r)
-			}
+			r, err = g.take(ctx, c, f.Caps, r)
 		}
 		if err != nil {
 			return Result{}, err
 		}
-		if r.Error != nil || r.Type != ResultInput {
+		if fault || r.Type != ResultInput {
 			return r, nil
 		}
 		w, err := readWants(r.Raw)
@@ -109,6 +132,19 @@ func (g *Gateway) converse(ctx context.Context, c *life) (Result, error) {
 		}
 	}
 	return Result{}, fmt.Errorf("%w: the server asks without end", ErrBadAnswer)
+}
+
+// take looks at an answer to a call before anything is made of it, be it the answer
+// itself or what a server's task came to. It can be read in one way only, and where it
+// sends a human to pages, those are decided and put as its agent knows them.
+func (g *Gateway) take(ctx context.Context, c *life, caps json.RawMessage, r Result) (Result, error) {
+	err := readable(&r)
+	if err == nil && r.Error != nil {
+		if err = g.mayRedirect(ctx, c, caps, r.Error); err == nil {
+			return g.sendToPages(ctx, c, caps, r)
+		}
+	}
+	return r, err
 }
 
 // mayRedirect decides about an error that sends a human to an address (-32042 of
@@ -244,15 +280,34 @@ func replace(object json.RawMessage, name, value string) (json.RawMessage, error
 // waits: it is denied. What it returns is the question without our secrets, on
 // which it decided.
 func (g *Gateway) decideAsk(ctx context.Context, c *life, caps json.RawMessage, method string, params json.RawMessage) (json.RawMessage, error) {
+	params, f, err := g.weighAsk(c, caps, method, params)
+	if err != nil && f.Type == "" {
+		return nil, err
+	}
+	if err != nil {
+		if rerr := g.Recorder.Record(context.WithoutCancel(ctx), f); rerr != nil {
+			return nil, refuse(Internal, fmt.Errorf("record: %w", rerr))
+		}
+		return nil, err
+	}
+	if err := g.Recorder.Durable(ctx, f); err != nil {
+		return nil, refuse(Internal, fmt.Errorf("record: %w", err))
+	}
+	return params, nil
+}
+
+// weighAsk is the decision, and what is to be on record of it; a question that nobody
+// knows, and one too many, end the call and are none.
+func (g *Gateway) weighAsk(c *life, caps json.RawMessage, method string, params json.RawMessage) (json.RawMessage, Fact, error) {
 	a, known := asks[method]
 	var can map[string]json.RawMessage
 	_ = json.Unmarshal(caps, &can) // made by caps, or nil
 	n := c.asked.Add(1)
 	switch {
 	case !known:
-		return nil, refuse(Downstream, errors.New("the server asks for what is not known here")).say("the tool's server asked for something that cannot be passed on")
+		return nil, Fact{}, refuse(Downstream, errors.New("the server asks for what is not known here")).say("the tool's server asked for something that cannot be passed on")
 	case n > maxAsks:
-		return nil, refuse(Downstream, errors.New("the server asks too much")).say("the tool's server asked too much")
+		return nil, Fact{}, refuse(Downstream, errors.New("the server asks too much")).say("the tool's server asked too much")
 	}
 	params, _, err := g.mesh.json(params)
 	if err == nil {
@@ -275,15 +330,9 @@ func (g *Gateway) decideAsk(ctx context.Context, c *life, caps json.RawMessage, 
 	}
 	if refused != nil {
 		f.Type, f.Code, f.Detail = audit.AskDenied, refused.Code, refused.detail()
-		if err := g.Recorder.Record(context.WithoutCancel(ctx), f); err != nil {
-			return nil, refuse(Internal, fmt.Errorf("record: %w", err))
-		}
-		return nil, refused
+		return nil, f, refused
 	}
-	if err := g.Recorder.Durable(ctx, f); err != nil {
-		return nil, refuse(Internal, fmt.Errorf("record: %w", err))
-	}
-	return params, nil
+	return params, f, nil
 }
 
 // readAsk refuses a question that some client would read otherwise than we decide
@@ -360,11 +409,7 @@ func (b *back) Notify(ctx context.Context, method string, params json.RawMessage
 // Ask refuses whatever an approved call's server asks: what was approved are bytes
 // that are known, and an answer would be others.
 func (b *back) Ask(ctx context.Context, method string, params json.RawMessage) (Result, error) {
-	caps := b.caps
-	if b.c.Request != nil || b.c.Stream == nil || b.c.Protocol >= modern {
-		caps = nil // it can be asked nothing; that a server tries is on record
-	}
-	params, err := b.g.decideAsk(ctx, b.c, caps, method, params)
+	params, err := b.g.decideAsk(ctx, b.c, b.can(), method, params)
 	if err != nil {
 		return Result{}, fmt.Errorf("%w: %w", ErrCannotAsk, err)
 	}
@@ -384,6 +429,90 @@ func (b *back) Ask(ctx context.Context, method string, params json.RawMessage) (
 		return Result{}, err
 	}
 	return r, nil
+}
+
+// can is what the agent can be asked beside the call. That a server tries what it can
+// not is on record.
+func (b *back) can() json.RawMessage {
+	if b.c.Request != nil || b.c.Stream == nil || b.c.Protocol >= modern {
+		return nil
+	}
+	return b.caps
+}
+
+// AskFor implements [Joint]. Calls of no session, or of several, are not of one agent:
+// nobody can be asked for them. What one call may not be asked, none is.
+func (b *back) AskFor(ctx context.Context, calls []Stream, method string, params json.RawMessage) (Result, error) {
+	all := make([]*back, len(calls))
+	for i, s := range calls {
+		one, ok := s.(*back)
+		if !ok {
+			return Result{}, ErrCannotAsk
+		}
+		all[i] = one
+	}
+	question, facts, err := b.weighFor(all, method, params)
+	if err != nil {
+		if rerr := b.g.Recorder.Record(context.WithoutCancel(ctx), facts...); rerr != nil {
+			return Result{}, refuse(Internal, fmt.Errorf("record: %w", rerr))
+		}
+		return Result{}, fmt.Errorf("%w: %w", ErrCannotAsk, err)
+	}
+	if err := b.g.Recorder.Durable(ctx, facts...); err != nil {
+		return Result{}, refuse(Internal, fmt.Errorf("record: %w", err))
+	}
+	var r Result
+	for _, one := range all { // the first whose stream takes it
+		if r, err = one.c.Stream.Ask(ctx, method, question); err == nil || ctx.Err() != nil {
+			break
+		}
+	}
+	for _, one := range all {
+		if err == nil {
+			err = one.c.keeps(r.Raw, r.Error)
+		}
+	}
+	if err == nil {
+		err = readAnswer(r)
+	}
+	for i := range facts {
+		facts[i].Type, facts[i].Detail = audit.AskAnswered, answered(r, err)
+	}
+	if rerr := b.g.Recorder.Record(context.WithoutCancel(ctx), facts...); rerr != nil {
+		return Result{}, refuse(Internal, fmt.Errorf("record: %w", rerr))
+	}
+	if err != nil {
+		return Result{}, err
+	}
+	return r, nil
+}
+
+// weighFor decides a question for each of several calls. Where one of them may not be
+// asked it, all facts say that it was denied.
+func (b *back) weighFor(all []*back, method string, params json.RawMessage) (question json.RawMessage, facts []Fact, err error) {
+	session := b.c.Credential.Session
+	for _, one := range all {
+		caps := one.can()
+		if session == "" || one.c.Credential.Session != session {
+			caps = nil
+		}
+		asked, f, no := b.g.weighAsk(one.c, caps, method, params)
+		if err == nil {
+			err = no
+		}
+		if question = asked; f.Type != "" {
+			facts = append(facts, f)
+		}
+	}
+	if err == nil {
+		return question, facts, nil
+	}
+	for i := range facts {
+		if facts[i].Type == audit.AskAllowed {
+			facts[i].Type, facts[i].Code, facts[i].Detail = audit.AskDenied, Denied, "another call is under way, and the server may not ask this for that one"
+		}
+	}
+	return nil, facts, err
 }
 
 // readAnswer refuses an agent's answer that its server could read otherwise than

@@ -20,6 +20,7 @@ type human struct {
 	mu     sync.Mutex
 	answer string
 	asked  []string
+	gone   bool // its call's stream takes nothing more
 }
 
 func (h *human) Notify(context.Context, string, json.RawMessage) error { return nil }
@@ -27,6 +28,9 @@ func (h *human) Notify(context.Context, string, json.RawMessage) error { return 
 func (h *human) Ask(_ context.Context, method string, params json.RawMessage) (gateway.Result, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if h.gone {
+		return gateway.Result{}, errors.New("answered already")
+	}
 	h.asked = append(h.asked, method+" "+string(params))
 	return gateway.Result{Raw: json.RawMessage(h.answer)}, nil
 }
@@ -118,6 +122,17 @@ func TestCaps(t *testing.T) {
 	}
 }
 
+// Of a client's extensions servers hear of the pages of MCP Apps, which ask for nothing.
+func TestExtensionsThatServersHearOf(t *testing.T) {
+	h := gatewaytest.New(t)
+	in := asking("a", "files__read", `{}`, "2026-07-28")
+	in.Caps = json.RawMessage(`{"extensions":{"io.modelcontextprotocol/ui":{"mimeTypes":["x"]},"io.modelcontextprotocol/tasks":{},"com.example/any":{}}}`)
+	h.Handle(t.Context(), in, nil)
+	if got := string(h.Servers.Sent()[0].Caps); got != `{"extensions":{"io.modelcontextprotocol/ui":{"mimeTypes":["x"]}}}` {
+		t.Errorf("caps %s", got)
+	}
+}
+
 // An approved call's server hears no answer that nobody approved.
 func TestApprovedCallsAskNothing(t *testing.T) {
 	h := gatewaytest.New(t)
@@ -134,6 +149,87 @@ func TestApprovedCallsAskNothing(t *testing.T) {
 	who := &human{answer: accepted}
 	if _, err := h.Handle(t.Context(), call, who); err != nil || len(who.asked) != 0 {
 		t.Errorf("%v, asked %v", err, who.asked)
+	}
+}
+
+// What a server may be asking about any of several calls is decided for each of them,
+// and put to the agent once, where each would be; on record it is of all.
+func TestAskForSeveralCalls(t *testing.T) {
+	for name, row := range map[string]struct {
+		other   func(*gateway.Call) // the call under way beside one of files/read; nil: of files/slow in the same session
+		rows    string
+		params  string
+		reaches bool
+		log     string
+	}{
+		"both may":           {nil, elicitRows + "p, agent:a, acme, work, files/slow, elicit, , allow", `{"message":"?"}`, true, "tool.ask.allowed tool.ask.allowed tool.ask.answered tool.ask.answered"},
+		"one stream is over": {nil, elicitRows + "p, agent:a, acme, work, files/slow, elicit, , allow", `{"message":"?"}`, true, "tool.ask.allowed tool.ask.allowed tool.ask.answered tool.ask.answered"},
+		"one may not":        {nil, elicitRows, `{"message":"?"}`, false, "tool.ask.denied:denied tool.ask.denied:denied"},
+		"one may not this":   {nil, elicitRows + "p, agent:a, acme, work, files/slow, elicit, , allow", `{"mode":"url"}`, false, "tool.ask.denied:denied tool.ask.denied:denied"},
+		"another session's":  {func(c *gateway.Call) { c.Credential.Session = "s2" }, elicitRows + "p, agent:a, acme, work, files/slow, elicit, , allow", `{"message":"?"}`, false, "tool.ask.denied:denied tool.ask.denied:downstream"},
+		"a modern agent's": {func(c *gateway.Call) { c.Credential.Session, c.Protocol = "", "2026-07-28" }, elicitRows + "p, agent:a, acme, work, files/slow, elicit, , allow", `{"message":"?"}`, false,
+			"tool.ask.denied:denied tool.ask.denied:downstream"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := gatewaytest.New(t)
+			h.Policy.Set(gatewaytest.Text + row.rows)
+			streams, over := make(chan gateway.Stream, 2), make(chan struct{})
+			slow := make(chan struct{})
+			h.Servers.Answer = func(_ context.Context, f gateway.Forward, s gateway.Stream) (gateway.Result, error) {
+				streams <- s
+				if f.Tool.Name == "slow" {
+					<-slow
+				} else {
+					<-over
+				}
+				return gateway.Result{Raw: json.RawMessage(`{"content":[]}`)}, nil
+			}
+			call := func(tool string) (gateway.Call, *human) {
+				c := inSession(t, h, tool)
+				if tool == "files__slow" && row.other != nil {
+					if err := h.OpenSession(t.Context(), gateway.Credential{Bearer: c.Credential.Bearer}, "s2", c.Protocol, c.Caps); err != nil {
+						t.Fatal(err)
+					}
+					row.other(&c)
+				}
+				return c, &human{answer: accepted}
+			}
+			var calls sync.WaitGroup
+			var all []gateway.Stream
+			var humans []*human
+			for _, tool := range []string{"files__read", "files__slow"} {
+				c, who := call(tool)
+				who.gone = name == "one stream is over" && tool == "files__read"
+				humans = append(humans, who)
+				calls.Go(func() {
+					if _, err := h.Handle(t.Context(), c, who); err != nil {
+						t.Error(err)
+					}
+				})
+				all = append(all, <-streams)
+			}
+			before := len(h.Lines())
+			r, err := all[0].(gateway.Joint).AskFor(t.Context(), all, gateway.MethodElicit, json.RawMessage(row.params))
+			if n := len(humans[0].asked) + len(humans[1].asked); (n == 1) != row.reaches || n > 1 || (err == nil) != row.reaches || row.reaches && string(r.Raw) != accepted || !row.reaches && !errors.Is(err, gateway.ErrCannotAsk) {
+				t.Errorf("asked %d times: %s %v", n, r.Raw, err)
+			}
+			var log []string
+			tools := map[string]bool{}
+			for _, e := range h.Lines()[before:] {
+				word := string(e.Type)
+				if e.Decision != nil && e.Decision.ReasonCode != "ok" {
+					word += ":" + e.Decision.ReasonCode
+				}
+				log = append(log, word)
+				tools[e.Tool.Name+" "+e.Call.Method] = true
+			}
+			if got := strings.Join(log, " "); got != row.log || !tools["read elicitation/create"] || !tools["slow elicitation/create"] {
+				t.Errorf("log %s of %v, want %s", got, tools, row.log)
+			}
+			close(slow)
+			close(over)
+			calls.Wait()
+		})
 	}
 }
 

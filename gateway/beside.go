@@ -34,7 +34,7 @@ func (g *Gateway) tie(c *life, f *Forward) {
 // question is decided when it is asked.
 func (g *Gateway) open(c *life) json.RawMessage {
 	var all map[string]json.RawMessage
-	if len(c.Caps) == 0 || json.Unmarshal(c.Caps, &all) != nil {
+	if isEmpty(c.Caps) || json.Unmarshal(c.Caps, &all) != nil {
 		return nil
 	}
 	kept := map[string]json.RawMessage{}
@@ -43,6 +43,9 @@ func (g *Gateway) open(c *life) json.RawMessage {
 		if ok && (g.couldAny(c.Principal, c.Task, c.Tool.Server, a.action) || g.could(c.Principal, c.Task, c.Tool, a.action).Verdict != authz.Deny) {
 			kept[a.cap] = v
 		}
+	}
+	if more := extensions(all, uiExtension); more != nil {
+		kept["extensions"] = more
 	}
 	if len(kept) == 0 {
 		return nil
@@ -115,13 +118,13 @@ type beside struct {
 }
 
 // Notify implements [Stream]. Whoever has a stream of the session's sends it, if it
-// is of a level that the agent wants and the task still runs.
+// is of a level that the agent wants and [Gateway.Hears] says so then.
 func (b *beside) Notify(ctx context.Context, method string, params json.RawMessage) error {
 	params, _, err := b.g.mesh.json(params)
 	if err != nil {
 		return nil // what cannot be blanked is not sent
 	}
-	return b.g.Sessions.Tell(ctx, News{Session: b.cred.Session, Note: &Note{Method: method, Params: params}})
+	return b.g.Sessions.Tell(ctx, News{Session: b.cred.Session, Note: &Note{Method: method, Params: params, Server: b.server.Server, Used: b.server.ID()}})
 }
 
 // Ask implements [Stream]. That the agent shows its roots is granted where it is on
@@ -239,11 +242,7 @@ func (b *beside) put(ctx context.Context, ask Note) (Result, error) {
 // RootsChanged tells the servers that have a session for the caller's that its roots
 // are others now.
 func (g *Gateway) RootsChanged(ctx context.Context, cred Credential) error {
-	p, err := g.Identify(ctx, cred)
-	if err != nil {
-		return err
-	}
-	if err := g.limit(p); err != nil {
+	if _, err := g.Identify(ctx, cred); err != nil {
 		return err
 	}
 	if err := g.Sessions.Tell(ctx, News{Session: cred.Session, Roots: true}); err != nil {

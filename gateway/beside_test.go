@@ -213,6 +213,50 @@ func TestNobodyToAskBesideCalls(t *testing.T) {
 	}
 }
 
+// A server's messages beside all calls are for who may use something of its now, and
+// each is decided when it is delivered.
+func TestWhoHearsAServer(t *testing.T) {
+	const others = "p, agent:a, acme, work, task:other/do, call, , allow\n"
+	for name, row := range map[string]struct {
+		policy string
+		used   gateway.Tool // last, in the session
+		hears  bool
+	}{
+		"as it was":                   {gatewaytest.Text, gateway.Tool{}, true},
+		"another server's tool":       {others, gateway.Tool{}, false},
+		"all of it denied":            {gatewaytest.Text + "p, *, *, *, files/**, *, , deny\n", gateway.Tool{}, false},
+		"a resource that no list has": {others + "p, agent:a, acme, work, files/file:///y, read, , allow\n", gateway.Tool{Server: "files", Name: "file:///y"}, true},
+		"and that one denied":         {others, gateway.Tool{Server: "files", Name: "file:///y"}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := gatewaytest.New(t)
+			h.Servers.Offer(another)
+			way, notes := besideOf(t, h), door(t, h, "")
+			if err := way.Notify(t.Context(), "notifications/message", json.RawMessage(`{}`)); err != nil {
+				t.Fatal(err)
+			}
+			n := <-notes
+			if n.Server != "files" || n.Used != "files/slow" {
+				t.Errorf("it is of %q, %q", n.Server, n.Used)
+			}
+			if row.used.Server != "" {
+				n.Used = row.used.ID()
+			}
+			cred := inSession(t, h, "").Credential
+			h.Policy.Set(row.policy)
+			if got := h.Hears(t.Context(), cred, n); got != row.hears {
+				t.Errorf("heard: %v", got)
+			}
+			if err := h.CloseSession(t.Context(), cred); err != nil {
+				t.Fatal(err)
+			}
+			if h.Hears(t.Context(), cred, n) {
+				t.Error("heard when its session was over")
+			}
+		})
+	}
+}
+
 // What ends with an agent's session ends at once, here and on record; what ends with
 // its task is the task's. What its agent says of it reaches its servers.
 func TestWhatBelongsToASession(t *testing.T) {

@@ -6,6 +6,7 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"html"
 	"log/slog"
@@ -332,6 +333,37 @@ func TestSecretDoesNotPrint(t *testing.T) {
 	for _, out := range []string{fmt.Sprint(s), fmt.Sprintf("%v %+v %#v %s %q %x %d", s, s, s, s, s, s, s), fmt.Sprintf("%v", struct{ S gateway.Secret }{s}), b.String(), string(asJSON)} {
 		if strings.Contains(out, "canary") || strings.Contains(out, hex.EncodeToString([]byte("canary"))) {
 			t.Errorf("printed: %s", out)
+		}
+	}
+}
+
+// Arguments hold so many values and no more, however they are nested, and who sends
+// more hears how many that is before the schema is asked.
+func TestHowManyArguments(t *testing.T) {
+	h := gatewaytest.New(t)
+	list := func(n int, one string) string { return "[" + strings.Repeat(one+",", n-1) + one + "]" }
+	keys := make([]string, 20_000)
+	for i := range keys {
+		keys[i] = fmt.Sprintf(`"k%d":0`, i)
+	}
+	for about, row := range map[string]struct {
+		args string
+		fine bool
+	}{
+		"as many as go":   {`{"x":` + list(20_000-2, "0") + `}`, true},
+		"one more":        {`{"x":` + list(20_000-1, "0") + `}`, false},
+		"pairs":           {`{"x":` + list(10_000, "[0]") + `}`, false},
+		"names":           {"{" + strings.Join(keys, ",") + "}", false},
+		"a long text":     {`{"x":"` + strings.Repeat("[0],", 100_000) + `"}`, true},
+		"and it is wrong": {`{"path":` + list(20_000, "0") + `}`, false},
+	} {
+		_, err := h.Call(t.Context(), "files__read", row.args)
+		r, refused := errors.AsType[*gateway.Refusal](err)
+		switch {
+		case row.fine && err != nil:
+			t.Errorf("%s: %v", about, err)
+		case !row.fine && (!refused || r.Code != gateway.BadArguments || !strings.Contains(r.Say, "more than 20000 values")):
+			t.Errorf("%s: %v, %+v", about, err, r)
 		}
 	}
 }

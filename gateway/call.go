@@ -31,6 +31,7 @@ type life struct {
 	Lease     Lease
 	Sent      time.Time    // when it left for the server; zero while nothing did
 	asked     atomic.Int32 // by the server
+	session   string       // its session, named without being it, once it was asked for
 	handle    string       // of an agent that takes one: what it comes back for
 	kept      bool         // it is carried out for that handle
 }
@@ -71,9 +72,11 @@ func (g *Gateway) carry(ctx context.Context, c *life) (_ Result, err error) {
 	if c.Task, err = g.running(ctx, &c.Principal, c.Credential); err != nil {
 		return Result{}, err
 	}
-	defer g.takeOff(c.Task)()
-	ctx, stop := g.untilEnded(ctx, c.Task)
-	defer stop()
+	ctx, land, err := g.takeOff(ctx, c.seated(), &c.Task)
+	if err != nil {
+		return Result{}, err
+	}
+	defer land()
 
 	// What is it? Whatever this task may not see answers like what is not there.
 	if err = g.unwrap(c); err != nil {
@@ -138,6 +141,15 @@ func (g *Gateway) carry(ctx context.Context, c *life) (_ Result, err error) {
 	return g.forward(ctx, c)
 }
 
+// seated is the workload that a call needs a seat of; nil where it has one: a handle's
+// call has it before it runs.
+func (c *life) seated() *Principal {
+	if c.kept {
+		return nil
+	}
+	return &c.Principal
+}
+
 // begin begins to make known that the call is under way, so that its repetition is
 // not sent as well. A crash afterwards leaves it in doubt.
 func (c *life) begin() (wait func(context.Context) error) {
@@ -176,7 +188,7 @@ func (g *Gateway) stillStands(ctx context.Context, c *life) error {
 	if _, err := g.running(ctx, &p, c.Credential); err != nil {
 		return err
 	}
-	if !g.stillThere(c, c.Tool.ID(), c.Tool.Hash) {
+	if !g.stillThere(c, c.Tool.Server, c.Tool.Name, c.Tool.Hash) {
 		return refuse(UnknownTool, errors.New("definition changed while the call was under way"))
 	}
 	if g.Policy.Revision() == c.Decision.Revision {
@@ -195,12 +207,12 @@ func (g *Gateway) stillStands(ctx context.Context, c *life) error {
 
 // stillThere reports whether the name that the agent called still means this
 // tool, as it was defined.
-func (g *Gateway) stillThere(c *life, id, hash string) bool {
+func (g *Gateway) stillThere(c *life, server, name, hash string) bool {
 	if c.Tool.ours != nil {
-		return id == c.Tool.ID() && hash == c.Tool.Hash
+		return server == c.Tool.Server && name == c.Tool.Name && hash == c.Tool.Hash
 	}
 	t, ok := g.Servers.Resolve(c.Principal.Tenant, c.way().sort, c.Name)
-	return ok && t.ID() == id && t.Hash == hash
+	return ok && t.Server == server && t.Name == name && t.Hash == hash
 }
 
 // keepsItsToken refuses a call that would send the caller's own credential: no tool
@@ -216,7 +228,8 @@ func (c *life) keeps(texts ...json.RawMessage) error {
 		case len(text) < len(c.Credential.Bearer.value):
 			continue
 		case slices.ContainsFunc(forms(own), func(form []byte) bool { return bytes.Contains(text, form) }):
-		case !bytes.ContainsAny(text, `\%&`) || !Holds(text, own): // a mesh costs much, and only escapes need one
+		case bytes.ContainsAny(text, `\%&`) && Holds(text, own): // a mesh costs much, and only escapes need one
+		case !encodes(text, c.Credential.Bearer):
 			continue
 		}
 		return refuse(Denied, errors.New("the call holds the caller's own credential")).

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"strings"
@@ -121,6 +122,36 @@ func TestEveryEnd(t *testing.T) {
 				t.Errorf("the agent reads the secret: %s", result.Raw)
 			}
 		})
+	}
+}
+
+// An agent reads of an answer that is too long which limit it was; and of a tool that
+// its process defines in another way what it would of none. Both are on record.
+func TestFailuresThatSayWhy(t *testing.T) {
+	for _, row := range []struct {
+		err            error
+		code           gateway.Code
+		doubt          bool
+		say            string
+		typ            audit.Type
+		detail, reason string
+	}{
+		{fmt.Errorf("server files: %w", gateway.ErrTooLong), gateway.Downstream, true, "max_response", audit.CallFailed, "max_response", "downstream"},
+		{fmt.Errorf("%w: %w: in another way", gateway.ErrNotSent, gateway.ErrWithheld), gateway.UnknownTool, false, "unknown tool; list the tools again", audit.CallDenied, "withheld: in another way", "unknown_tool"},
+	} {
+		h := gatewaytest.New(t)
+		h.Servers.Answer = func(context.Context, gateway.Forward, gateway.Stream) (gateway.Result, error) {
+			return gateway.Result{}, row.err
+		}
+		_, err := h.Call(t.Context(), "files__read", `{}`)
+		r, ok := errors.AsType[*gateway.Refusal](err)
+		if !ok || r.Code != row.code || r.InDoubt != row.doubt || !strings.Contains(r.Say, row.say) {
+			t.Errorf("%v: the agent reads %+v", row.err, r)
+		}
+		lines := h.Lines()
+		if e := lines[len(lines)-1]; e.Type != row.typ || !strings.Contains(e.Detail, row.detail) || e.Decision.ReasonCode != row.reason {
+			t.Errorf("%v: on record is %s %s %+v", row.err, e.Type, e.Detail, e.Decision)
+		}
 	}
 }
 
@@ -399,6 +430,41 @@ func TestCodesAreDocumented(t *testing.T) {
 	for _, code := range gateway.Codes {
 		if !strings.Contains(string(page), "| `"+string(code)+"` |") {
 			t.Errorf("docs/call.md lacks a row for %s", code)
+		}
+	}
+}
+
+// A result that is not what its tool promises reaches the agent as it is, and that is
+// on record.
+func TestResultsThatWereNotPromised(t *testing.T) {
+	for answer, log := range map[string]string{
+		`{"content":[],"structuredContent":{"x":1}}`: "tool.call.completed",
+		`{"content":[],"structuredContent":{"y":1}}`: "tool.result.mismatch tool.call.completed",
+		`{"content":[]}`: "tool.result.mismatch tool.call.completed",
+		`{"content":[],"structuredContent":{"y":1},"isError":true}`: "tool.call.completed",
+	} {
+		h := gatewaytest.New(t)
+		h.Servers.Offer(gateway.Tool{Server: "task:other", Name: "typed", Alias: "other__typed", Hash: "sha256:typed", Schema: json.RawMessage(`{"type":"object"}`),
+			Promise: func(structured json.RawMessage) error {
+				if string(structured) != `{"x":1}` {
+					return gateway.ErrBadAnswer
+				}
+				return nil
+			}})
+		h.Policy.Set(gatewaytest.Text + "p, agent:a, acme, work, task:other/typed, call, , allow\n")
+		h.Servers.Answer = func(context.Context, gateway.Forward, gateway.Stream) (gateway.Result, error) {
+			return gateway.Result{Raw: json.RawMessage(answer)}, nil
+		}
+		r, err := h.Call(t.Context(), "other__typed", `{}`)
+		if err != nil || string(r.Raw) != answer {
+			t.Errorf("%s came as %s, %v", answer, r.Raw, err)
+		}
+		var got []string
+		for _, e := range h.Lines() {
+			got = append(got, string(e.Type))
+		}
+		if got := strings.Join(got, " "); !strings.HasSuffix(got, "tool.call.allowed "+log) {
+			t.Errorf("%s: on record is %s", answer, got)
 		}
 	}
 }

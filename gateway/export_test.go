@@ -6,7 +6,7 @@ import "encoding/json"
 func Alike(method string, params json.RawMessage) error { return readAsk(method, params) }
 
 // Readable is what a server's result may be.
-func Readable(raw json.RawMessage) error { return readable(Result{Raw: raw}) }
+func Readable(raw json.RawMessage) error { return readable(&Result{Raw: raw}) }
 
 // CheckArguments reads arguments against no schema.
 func CheckArguments(args string) error {
@@ -29,9 +29,6 @@ func Undeclared(schema, args string) (string, error) {
 	a, err := readArguments(Call{Args: json.RawMessage(args)}, Tool{}, func(Tool) *shape { s, _ := readShape(root); return s })
 	return a.undeclared, err
 }
-
-// Skim is the quick reading of [Result.Failed].
-func Skim(raw string) (failed, sure bool) { return skim([]byte(raw)) }
 
 // MaxShape is what a shape may cost.
 const MaxShape = maxShape
@@ -59,4 +56,24 @@ func What(method string, t Tool, args, meta string) string {
 	c := &life{Call: Call{Method: method}, Tool: t}
 	c.Args.meta = json.RawMessage(meta)
 	return c.what(args)
+}
+
+// Seats is how many seats are taken, and how many tenants are known to have some.
+func (g *Gateway) Seats() int {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	n := len(g.seats)
+	for _, s := range g.seats {
+		n += s.taken
+	}
+	return n
+}
+
+// Encodes reports whether text holds a secret that is encoded twice.
+func Encodes(text []byte, secret string) bool { return encodes(text, NewSecret(secret)) }
+
+// Keeps is what a call that holds text is told, whose caller has this credential.
+func Keeps(text json.RawMessage, secret string) error {
+	c := &life{Call: Call{Credential: Credential{Bearer: NewSecret(secret)}}}
+	return c.keeps(text)
 }

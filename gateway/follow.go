@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"slices"
 
 	"toolbroker/authz"
 )
@@ -32,9 +33,11 @@ func (g *Gateway) follow(ctx context.Context, c *life, updated func()) (err erro
 	if c.Task, err = g.running(ctx, &c.Principal, c.Credential); err != nil {
 		return err
 	}
-	defer g.takeOff(c.Task)()
-	ctx, stop := g.untilEnded(ctx, c.Task)
-	defer stop()
+	ctx, land, err := g.takeOff(ctx, nil, &c.Task) // streams and what they follow are bounded where they come in
+	if err != nil {
+		return err
+	}
+	defer land()
 	if c.Tool, err = g.resolve(c); err != nil {
 		return err
 	}
@@ -82,10 +85,36 @@ func (g *Gateway) mayHear(ctx context.Context, c *life) bool {
 	if err == nil && g.ask(t, g.question(p, t, c.Tool.ID(), authz.Subscribe, c.Args.raw)).Verdict == authz.Allow {
 		return true
 	}
+	g.notHeard(p)
+	return false
+}
+
+// Hears decides one message that a server has for a session's agent beside all calls:
+// it is for who may use something of that server's now, a resource that is in no list
+// included. What it refuses is counted.
+func (g *Gateway) Hears(ctx context.Context, cred Credential, n Note) bool {
+	p, t, err := g.Admit(ctx, cred)
+	if err != nil {
+		return false
+	}
+	for _, s := range everySort {
+		seen, _ := g.seen(p, t, s)
+		if slices.ContainsFunc(seen, func(tool Tool) bool { return tool.Server == n.Server }) {
+			return true
+		}
+	}
+	q := g.question(p, t, n.Used, authz.Read, nil)
+	if q.Could = true; n.Used != "" && g.ask(t, q).Verdict != authz.Deny {
+		return true
+	}
+	g.notHeard(p)
+	return false
+}
+
+func (g *Gateway) notHeard(p Principal) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.count(count{kind: unheard, tenant: p.Tenant, who: p.ID})
-	return false
 }
 
 // Shown is a digest of what List would show, without a record of it: a notice that
@@ -101,6 +130,9 @@ func (g *Gateway) Shown(ctx context.Context, cred Credential, s Sort) (string, e
 	}
 	sum := sha256.New()
 	seen, _ := g.seen(p, t, s)
+	if seen, err = g.usable(ctx, &life{Call: Call{Credential: cred}, Principal: p, Task: t}, seen); err != nil {
+		return "", err
+	}
 	for _, tool := range seen {
 		fmt.Fprintf(sum, "%q %q\n", tool.Alias, tool.Hash)
 	}

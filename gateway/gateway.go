@@ -66,7 +66,7 @@ const SourceStdio = "stdio"
 type Proof struct {
 	DPoP   string              // the DPoP header, or empty
 	Method string              // of the HTTP request; empty on stdio
-	URL    string              // of the HTTP request as agents write it, without query and fragment
+	URL    string              // of the HTTP request as agents write it, without query and fragment; may be empty where nothing is proven
 	Peer   []*x509.Certificate // the client's certificates of this connection, its own first; their chain is not verified yet
 	Proven string              // what [Identity.Proven] found of this request, where the token is in its body; never a caller's to set
 }
@@ -128,7 +128,7 @@ type Task struct {
 // Human is whom the task is for, as far as somebody's word proves it: budgets and
 // denials of a workload and human are counted by it, so that naming another human
 // washes nothing off.
-func (t Task) Human() string {
+func (t *Task) Human() string {
 	if t.Claims.OnBehalfOf == Proven {
 		return t.OnBehalfOf
 	}
@@ -136,12 +136,12 @@ func (t Task) Human() string {
 }
 
 // Acts reports whether a workload may act on the task.
-func (t Task) Acts(principal string) bool {
+func (t *Task) Acts(principal string) bool {
 	return principal == t.Principal || slices.Contains(t.Principals, principal)
 }
 
 // Root returns the outermost task of its chain.
-func (t Task) Root() string {
+func (t *Task) Root() string {
 	if len(t.Ancestors) > 0 {
 		return t.Ancestors[0].ID
 	}
@@ -166,7 +166,7 @@ type Ancestor struct {
 }
 
 // Ancestor is what a task below t keeps of it.
-func (t Task) Ancestor() Ancestor {
+func (t *Task) Ancestor() Ancestor {
 	return Ancestor{
 		ID: t.ID, Kind: t.Kind, Principal: t.Principal, StartedBy: t.StartedBy, Human: t.Human(), Owner: t.Owner, OnBehalfOf: t.OnBehalfOf,
 		Implicit: t.Implicit, Own: t.Own, OwnFor: t.OwnFor, PerDay: t.Budget.PerDay, Scope: t.Scope,
@@ -174,7 +174,7 @@ func (t Task) Ancestor() Ancestor {
 }
 
 // Delegators are the principals who delegated the task, outermost first.
-func (t Task) Delegators() []string {
+func (t *Task) Delegators() []string {
 	all := slices.Clone(t.Chain)
 	for _, a := range t.Ancestors {
 		all = append(all, a.Principal)
@@ -376,6 +376,7 @@ type Tool struct {
 	Promise    func(structured json.RawMessage) error // holds structuredContent against the outputSchema; nil without one
 	TaskOnly   bool                                   // its server runs it as a task of 2025-11-25 only; agents do not read that
 	Meta       []string                               // _meta keys of the agent's that this server's config lets through
+	Needs      []string                               // what a client must be able to be asked while it calls, one of these, or its server has no such tool for it: "elicitation.form", "elicitation.url", "sampling", "roots"; empty: nothing
 	Kind       string                                 // "http" or "stdio"
 	Addr       string                                 // where it is, for the record; never with credentials
 	Class      string                                 // class of the credential its server needs; empty when none
@@ -400,7 +401,7 @@ func (t Tool) Listed(modern bool) json.RawMessage {
 }
 
 // ID is its name in policy: "server/tool", "server/<uri>", "server/prompt".
-func (t Tool) ID() string { return t.Server + "/" + t.Name }
+func (t *Tool) ID() string { return t.Server + "/" + t.Name }
 
 // A Call is one request for a server as it came through the door.
 type Call struct {
@@ -447,6 +448,16 @@ type Stream interface {
 	Ask(ctx context.Context, method string, params json.RawMessage) (Result, error)
 }
 
+// A Joint is the Stream of a call that is one of several of its session's under way at
+// one server.
+type Joint interface {
+	Stream
+	// AskFor is Ask for what the server may be asking about any of these calls, this one
+	// among them: it is let through only where it would be for each of them, is on
+	// record for all, and put to the agent once. It may outlast some of the calls.
+	AskFor(ctx context.Context, calls []Stream, method string, params json.RawMessage) (Result, error)
+}
+
 // What a result is, in the words of resultType.
 const (
 	ResultComplete = "complete"
@@ -462,6 +473,8 @@ type Result struct {
 	Error json.RawMessage // the JSON-RPC error object, read strictly
 
 	Handle *Handle // what to come back for, where Type is ResultTask and the gateway says it; a server's own is in Raw
+
+	failed *bool // the tool says so of itself; nil: nobody has looked
 }
 
 // A Forward is a decided call on its way downstream. The envelope is built from

@@ -205,12 +205,12 @@ func (g *Gateway) handled(ctx context.Context, in Call, do func(context.Context,
 	c := &life{Call: in, ID: newID("call")}
 	h, err := g.ofCaller(ctx, c)
 	if err == nil {
-		defer g.takeOff(c.Task)()
-		var stop func()
-		ctx, stop = g.untilEnded(ctx, c.Task)
-		defer stop()
-		defer g.giveBack(ctx, c)
-		h, err = do(ctx, c, h)
+		var land func()
+		if ctx, land, err = g.takeOff(ctx, nil, &c.Task); err == nil {
+			defer land()
+			defer g.giveBack(ctx, c)
+			h, err = do(ctx, c, h)
+		}
 	}
 	if err != nil {
 		return Handle{}, g.refused(ctx, c, err)
@@ -343,17 +343,24 @@ func (g *Gateway) launch(ctx context.Context, c *life, h Handle) (Handle, error)
 		Credential: c.Credential, Method: h.Call.Method, Name: h.Call.Name, Args: h.Call.Args, Meta: h.Call.Meta, JSONRPCID: c.JSONRPCID,
 		Protocol: h.Call.Protocol, Caps: h.Call.Caps, State: h.State, Answers: h.Answers, Later: true,
 	}}
+	leave, err := g.seat(c.Principal)
+	if err != nil {
+		return h, err // the handle stays as it is, for the next look
+	}
 	h.Run, h.RunUntil, h.Message, h.Updated = run.ID, g.now().Add(runLease), "", g.now().UTC()
 	if !g.begin() {
+		leave()
 		return h, refuse(Internal, ErrGoingDown)
 	}
 	claimed, err := g.move(ctx, h)
 	if err != nil || claimed.Run != run.ID {
+		leave()
 		g.runs.Done()
 		return claimed, err
 	}
 	go func() {
 		defer g.runs.Done()
+		defer leave()
 		g.run(context.WithoutCancel(ctx), run, claimed)
 	}()
 	return claimed, nil
@@ -412,12 +419,8 @@ func (g *Gateway) run(ctx context.Context, c *life, h Handle) {
 	case result.Error != nil:
 		h.Status, h.Result = HandleFailed, result
 	case result.Type == ResultInput:
-		w, _ := readWants(result.Raw) // read before
-		h.Status, h.State = HandleInput, ""
-		h.Wants, _ = json.Marshal(w.asks) // was JSON
-		if w.state != nil {
-			h.State = *w.state
-		}
+		h = h.waiting(result)
+		h.Result = Result{}
 	default:
 		h.Status, h.Result = HandleCompleted, result
 	}
@@ -480,14 +483,14 @@ func (g *Gateway) lookRemote(ctx context.Context, c *life, h Handle) (Handle, er
 	if h.Run != "" && g.now().Before(h.RunUntil) {
 		return h, nil // somebody is putting its end on record
 	}
-	result, blanked, err := g.askRemote(ctx, c, h, nil)
+	made, result, blanked, err := g.askRemote(ctx, c, h, nil)
 	if err != nil {
 		return h, err
 	}
 	was := h
 	if result.Error != nil {
 		h.Status, h.Result, h.Wants = HandleFailed, result, nil
-		return g.ended(ctx, c, was, h, blanked)
+		return g.came(ctx, c, made, was, h, blanked)
 	}
 	t, err := readRemote(result.Raw)
 	if err == nil && t.Status == HandleInput && len(t.Asks) == 0 { // what makes a task may leave them to this
@@ -504,7 +507,7 @@ func (g *Gateway) lookRemote(ctx context.Context, c *life, h Handle) (Handle, er
 	t.onto(&h)
 	switch {
 	case h.Final():
-		return g.ended(ctx, c, was, h, blanked)
+		return g.came(ctx, c, made, was, h, blanked)
 	case was.Status == h.Status:
 		return h, nil // nothing to remember
 	}
@@ -512,11 +515,55 @@ func (g *Gateway) lookRemote(ctx context.Context, c *life, h Handle) (Handle, er
 	return g.move(ctx, h)
 }
 
+// came has what a server's task came to go the way of an answer to its call, made. Where
+// that wants pages to be opened first, the server's task is over, and the call is made
+// again when the agent says that they are open.
+func (g *Gateway) came(ctx context.Context, c, made *life, was, h Handle, blanked int) (Handle, error) {
+	if h.Status == HandleCancelled {
+		return g.ended(ctx, c, was, h, blanked, nil)
+	}
+	if s, err := g.unseal(made, h.State, made.Args.bare); err == nil {
+		made.Args.state.Pages = s.Pages
+	}
+	var says struct {
+		Type string `json:"resultType"`
+	}
+	_ = strict.Unmarshal(h.Result.Raw, &says) // what cannot be read is refused below
+	h.Result.Type, made.Protocol = says.Type, h.Call.Protocol
+	caps := g.caps(made)
+	if made.Decision.Verdict == authz.Approve {
+		caps = nil // as in a call that was approved
+	}
+	r, err := g.take(ctx, made, caps, h.Result)
+	if err == nil && h.Result.Error == nil && r.Type != "" && r.Type != ResultComplete {
+		err = fmt.Errorf("%w: a task that comes to no answer", ErrBadAnswer)
+	}
+	if refused, ok := errors.AsType[*Refusal](err); ctx.Err() != nil || ok && refused.Code == Internal {
+		return h, err // it is decided at another look
+	}
+	if h.Result = r; err == nil && r.Type == ResultInput {
+		h = h.waiting(r)
+		h.Server, h.Remote = "", ""
+	}
+	return g.ended(ctx, c, was, h, blanked, err)
+}
+
+// waiting is a handle whose agent is asked something before its call can go on.
+func (h Handle) waiting(r Result) Handle {
+	w, _ := readWants(r.Raw) // read before
+	h.Status, h.Result, h.State = HandleInput, r, ""
+	h.Wants, _ = json.Marshal(w.asks) // was JSON
+	if w.state != nil {
+		h.State = *w.state
+	}
+	return h
+}
+
 // ended puts on record how a server's task ended, before anybody reads it, and once,
 // whoever else looks on whatever replica: whoever is the first to say so of the
 // handle does it. A crash in between leaves a handle whose end somebody else finds,
-// and says once more.
-func (g *Gateway) ended(ctx context.Context, c *life, was, h Handle, blanked int) (Handle, error) {
+// and says once more. What it came to cannot be used where bad says why.
+func (g *Gateway) ended(ctx context.Context, c *life, was, h Handle, blanked int, bad error) (Handle, error) {
 	now := g.now().UTC()
 	was.Run, was.RunUntil = c.ID, now.Add(runLease)
 	claimed, won, err := g.moves(ctx, was)
@@ -524,19 +571,28 @@ func (g *Gateway) ended(ctx context.Context, c *life, was, h Handle, blanked int
 		return claimed, err
 	}
 	c.Sent = h.Created // its call's
-	switch h.Status {
-	case HandleCancelled:
+	switch {
+	case h.Status == HandleCancelled:
 		f := c.fact(audit.CallCancelled)
 		f.Outcome, f.Detail = &Outcome{Status: "cancelled", Latency: now.Sub(h.Created)}, "the server says that it cancelled its task"
 		if err := g.Recorder.Record(context.WithoutCancel(ctx), f); err != nil {
 			return h, refuse(Internal, fmt.Errorf("record outcome: %w", err))
 		}
+	case bad != nil:
+		h = h.failed(asRefusal(g.recordFailure(ctx, c, bad)), now)
 	default:
-		if err := g.recordOutcome(ctx, c, h.Result, blanked); err != nil {
+		r, err := g.finish(ctx, c, h.Result)
+		if err == nil {
+			err = g.recordOutcome(ctx, c, r, blanked)
+		}
+		if err != nil {
 			return h, err
 		}
 	}
 	h.Seq, h.Run, h.RunUntil, h.Updated = claimed.Seq, "", time.Time{}, now
+	if !h.Final() {
+		h.Result = Result{} // it is what is asked
+	}
 	moved, err := g.move(ctx, h)
 	if errors.Is(err, ErrTooMany) {
 		return g.move(ctx, h.tooLarge(c.ID, now))
@@ -546,7 +602,7 @@ func (g *Gateway) ended(ctx context.Context, c *life, was, h Handle, blanked int
 
 // remote tells a server something about its task, and puts on record that it heard.
 func (g *Gateway) remote(ctx context.Context, c *life, h Handle, answers json.RawMessage) error {
-	result, blanked, err := g.askRemote(ctx, c, h, answers)
+	_, result, blanked, err := g.askRemote(ctx, c, h, answers)
 	switch {
 	case err != nil:
 		return err
@@ -564,45 +620,51 @@ func (g *Gateway) remote(ctx context.Context, c *life, h Handle, answers json.Ra
 }
 
 // askRemote sends one request about a server's task, decided like the call that
-// made it. What an approved call's server asks later nobody has approved.
-func (g *Gateway) askRemote(ctx context.Context, c *life, h Handle, answers json.RawMessage) (_ Result, blanked int, err error) {
+// made it, which made is again. What an approved call's server asks later nobody has
+// approved.
+func (g *Gateway) askRemote(ctx context.Context, c *life, h Handle, answers json.RawMessage) (made *life, _ Result, blanked int, err error) {
+	leave, err := g.seat(c.Principal)
+	if err != nil {
+		return nil, Result{}, 0, err
+	}
+	defer leave()
 	c.Call.Caps, c.Call.Later = h.Call.Caps, true
 	look, err := g.made(c, h)
 	c.Tool, c.Args = look.Tool, look.Args
 	switch {
 	case err != nil && CodeOf(err) == UnknownTool:
-		return Result{}, 0, err
+		return nil, Result{}, 0, err
 	case look.Tool.Server != h.Server:
-		return Result{}, 0, refuse(UnknownHandle, errors.New("its tool is another server's now"))
+		return nil, Result{}, 0, refuse(UnknownHandle, errors.New("its tool is another server's now"))
 	case err != nil:
-		return Result{}, 0, err
+		return nil, Result{}, 0, err
 	}
 	if c.Decision, err = g.decide(look); err != nil {
-		return Result{}, 0, err
+		return nil, Result{}, 0, err
 	}
 	if answers != nil && c.Decision.Verdict == authz.Approve {
-		return Result{}, 0, refuse(Denied, errors.New("answers to an approved call")).say("a human approved this call without these answers; make a new call")
+		return nil, Result{}, 0, refuse(Denied, errors.New("answers to an approved call")).say("a human approved this call without these answers; make a new call")
 	}
 	if err = c.keeps(answers); err != nil {
-		return Result{}, 0, err
+		return nil, Result{}, 0, err
 	}
 	if answers != nil && alike(answers, names{"*": answerNames}) != nil { // as strictly as arguments
-		return Result{}, 0, badArguments("inputResponses must be JSON that can be read in one way only")
+		return nil, Result{}, 0, badArguments("inputResponses must be JSON that can be read in one way only")
 	}
 	if c.Method != MethodTaskGet { // a look that changes nothing is no event
 		if err = g.recordDecision(ctx, c); err != nil {
-			return Result{}, 0, err
+			return nil, Result{}, 0, err
 		}
 	}
 	if c.Lease, err = g.lease(ctx, c); err != nil {
-		return Result{}, 0, err
+		return nil, Result{}, 0, err
 	}
-	look.Decision = c.Decision
+	look.Decision, look.Lease = c.Decision, c.Lease
 	if err = g.stillStands(ctx, look); err != nil { // a queue for a lease can take seconds
-		return Result{}, 0, err
+		return nil, Result{}, 0, err
 	}
 	if err = g.recordUse(ctx, c); err != nil {
-		return Result{}, 0, err
+		return nil, Result{}, 0, err
 	}
 	c.Sent = g.now()
 	result, err := g.Servers.Forward(ctx, Forward{
@@ -613,9 +675,9 @@ func (g *Gateway) askRemote(ctx context.Context, c *life, h Handle, answers json
 		result, blanked, err = g.mesh.result(result)
 	}
 	if err != nil {
-		return Result{}, 0, g.recordFailure(ctx, c, err)
+		return nil, Result{}, 0, g.recordFailure(ctx, c, err)
 	}
-	return result, blanked, nil
+	return look, result, blanked, nil
 }
 
 // A remoteTask is a task of the MCP tasks extension as its server tells of it.
@@ -637,9 +699,6 @@ func readRemote(raw json.RawMessage) (t remoteTask, err error) {
 		return t, bad
 	}
 	if strict.Unmarshal(raw, &t) != nil || len(t.ID) > 512 || len(t.Asks) > maxAsks {
-		return t, bad
-	}
-	if _, err := topAlike(t.Result, resultNames); t.Result != nil && err != nil {
 		return t, bad
 	}
 	switch t.Status {

@@ -290,7 +290,6 @@ func TestAServersTask(t *testing.T) {
 	says0 := says
 	for _, odd := range []string{
 		`{"taskId":"guess-me","status":"working","Status":"completed","result":{"content":[]}}`,
-		`{"taskId":"guess-me","status":"completed","result":{"content":[],"ResultType":"input_required"}}`,
 		`{"taskId":"guess-me","status":"completed","result":{"content":[]},"Result":{}}`,
 		`{"taskId":"guess-me","status":"input_required","inputRequests":{"k":{"method":"elicitation/create","params":{"message":"?","Message":"!"}}}}`,
 	} {
@@ -325,6 +324,103 @@ func TestAServersTask(t *testing.T) {
 	says = `{"resultType":"task","taskId":"guess-me","status":"working"}`
 	if _, err := h.Handle(t.Context(), unasked, nil); codeOf(err) != gateway.Downstream {
 		t.Errorf("an agent that takes no handles: %v", err)
+	}
+}
+
+// What a server's task comes to goes the way of an answer to a call: it is held to the
+// tool's promise, read in one way, and sends nobody anywhere undecided.
+func TestWhatAServersTaskComesTo(t *testing.T) {
+	const page = `{"mode":"url","elicitationId":"e1","url":"https://pay.example/1","message":"Pay."}`
+	const elicits = "p, agent:a, acme, work, task:other/typed, elicit, , allow\n"
+	ended := func(result string) string { return `{"taskId":"t","status":"completed","result":` + result + `}` }
+	failed := func(fault string) string { return `{"taskId":"t","status":"failed","error":` + fault + `}` }
+	for name, row := range map[string]struct {
+		rows, says string
+		status     string
+		holds      string // what the handle says
+		log        string // since the call
+	}{
+		"as promised":                {"", ended(`{"content":[],"structuredContent":{"x":1}}`), gateway.HandleCompleted, `"x":1`, "tool.call.completed"},
+		"not as promised":            {"", ended(`{"content":[],"structuredContent":{}}`), gateway.HandleCompleted, `{}`, "tool.result.mismatch tool.call.completed"},
+		"it asks, and says complete": {elicits, ended(`{"resultType":"complete","content":[],"inputRequests":{"k":{"method":"elicitation/create","params":` + page + `}}}`), gateway.HandleFailed, "downstream", "tool.call.failed"},
+		"it asks for input":          {elicits, ended(`{"resultType":"input_required","inputRequests":{"k":{"method":"elicitation/create","params":` + page + `}}}`), gateway.HandleFailed, "downstream", "tool.call.failed"},
+		"it is a task":               {"", ended(`{"resultType":"task","taskId":"u","status":"working"}`), gateway.HandleFailed, "downstream", "tool.call.failed"},
+		"it is read in two ways":     {"", ended(`{"content":[],"IsError":true}`), gateway.HandleFailed, "downstream", "tool.call.failed"},
+		"it comes to nothing":        {"", `{"taskId":"t","status":"completed"}`, gateway.HandleFailed, "downstream", "tool.call.failed"},
+		"an error":                   {"", failed(`{"code":-5,"message":"disk full"}`), gateway.HandleFailed, "disk full", "tool.call.failed"},
+		"an error, in two ways":      {elicits, failed(`{"code":1,"Code":-32042,"message":"m","data":{"elicitations":[` + page + `]}}`), gateway.HandleFailed, "downstream", "tool.call.failed"},
+		"pages that are denied":      {"", failed(`{"code":-32042,"message":"m","data":{"elicitations":[` + page + `]}}`), gateway.HandleFailed, "denied", "tool.ask.denied tool.call.failed"},
+		"pages":                      {elicits, failed(`{"code":-32042,"message":"m","data":{"elicitations":[` + page + `]}}`), gateway.HandleInput, "https://pay.example/1", "tool.ask.allowed tool.call.completed"},
+		"pages, once it was approved": {elicits + "p, agent:a, acme, work, task:other/typed, call, , approve\n", failed(`{"code":-32042,"message":"m","data":{"elicitations":[` + page + `]}}`),
+			gateway.HandleFailed, "downstream", "tool.ask.denied tool.call.failed"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := gatewaytest.New(t)
+			h.Servers.Offer(gateway.Tool{Server: "task:other", Name: "typed", Alias: "other__typed", Kind: "stdio", Hash: "sha256:typed", Schema: json.RawMessage(`{"type":"object"}`),
+				Promise: func(structured json.RawMessage) error {
+					if !strings.Contains(string(structured), `"x"`) {
+						return gateway.ErrBadAnswer
+					}
+					return nil
+				}})
+			h.Policy.Set(gatewaytest.Text + "p, agent:a, acme, work, task:other/typed, call, , allow\n" + row.rows)
+			says, opened := `{"resultType":"task","taskId":"t","status":"working"}`, false
+			h.Servers.Answer = func(_ context.Context, f gateway.Forward, _ gateway.Stream) (gateway.Result, error) {
+				switch {
+				case f.Method == gateway.MethodCall && opened:
+					return gateway.Result{Raw: json.RawMessage(`{"content":[],"structuredContent":{"x":2}}`)}, nil
+				case f.Method == gateway.MethodCall:
+					return gateway.Result{Type: gateway.ResultTask, Raw: json.RawMessage(says)}, nil
+				}
+				return gateway.Result{Type: gateway.ResultComplete, Raw: json.RawMessage(row.says)}, nil
+			}
+			call := later("other__typed", `{}`)
+			call.Caps = json.RawMessage(`{"elicitation":{"form":{},"url":{}},"extensions":{"io.modelcontextprotocol/tasks":{}}}`)
+			kept := keep(t, h, call)
+			if strings.Contains(row.rows, "approve") {
+				approveAll(t, h, "bob")
+				for one := kept; one.Remote == ""; {
+					var err error
+					if one, err = h.Handles.Handle(t.Context(), "acme", kept.ID); err != nil {
+						t.Fatal(err)
+					}
+					if one.Run == "" && one.Remote == "" {
+						if _, err := h.Look(t.Context(), about(kept.ID)); err != nil {
+							t.Fatal(err)
+						}
+					}
+				}
+			}
+			before := len(h.Lines())
+			one := until(t, h, kept.ID, row.status)
+			until(t, h, kept.ID, row.status) // nothing more is on record for that
+			if got := string(one.Result.Raw) + string(one.Result.Error) + string(one.Wants); !strings.Contains(got, row.holds) {
+				t.Errorf("it says %s", got)
+			}
+			var log []string
+			for _, e := range h.Lines()[before:] {
+				log = append(log, string(e.Type))
+			}
+			if got := strings.Join(log, " "); got != row.log {
+				t.Errorf("on record is %s", got)
+			}
+			if row.status != gateway.HandleInput {
+				return
+			}
+			opened = true
+			c := about(kept.ID)
+			c.Answers = json.RawMessage(`{"page-1":{"action":"accept"}}`)
+			if _, err := h.Update(t.Context(), c); err != nil {
+				t.Fatal(err)
+			}
+			if one := until(t, h, kept.ID, gateway.HandleCompleted); !strings.Contains(string(one.Result.Raw), `"x":2`) {
+				t.Errorf("it comes to %s", one.Result.Raw)
+			}
+			sent := h.Servers.Sent()
+			if last := sent[len(sent)-1]; last.Method != gateway.MethodCall || last.Answers != nil || last.State != "" {
+				t.Errorf("the server hears %+v", last)
+			}
+		})
 	}
 }
 

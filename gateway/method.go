@@ -2,8 +2,11 @@ package gateway
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
+	"slices"
 	"strings"
 
 	strict "github.com/go-json-experiment/json"
@@ -63,10 +66,60 @@ func (g *Gateway) resolve(c *life) (Tool, error) {
 		c.Decision = d
 		return t, refuse(UnknownTool, errors.New("hidden from this task"))
 	}
+	if !g.hasFor(c, t) {
+		return t, refuse(Downstream, errors.New("the server has the tool only for clients that can be asked, and this one cannot be, or not by this task")).
+			say("the tool's server has this tool only for clients that can be asked (" + strings.Join(t.Needs, " or ") + ") while it works, which this client, or this task, cannot be; nothing was done")
+	}
 	if w.sort != SortTool {
 		t.Schema = schemaOf(c.Method, t)
 	}
 	return t, nil
+}
+
+// hasFor reports whether a tool's server has it for this agent: some have tools only for
+// clients that said, as their session opened, that they can be asked.
+func (g *Gateway) hasFor(c *life, t Tool) bool {
+	if len(t.Needs) == 0 {
+		return true
+	}
+	if c.Credential.Session == "" || c.Protocol >= modern {
+		return false // nobody asks it while it calls
+	}
+	var can map[string]json.RawMessage
+	one := &life{Call: c.Call, Principal: c.Principal, Task: c.Task, Tool: t}
+	_ = json.Unmarshal(g.open(one), &can) // made by open, or nil
+	return slices.ContainsFunc(t.Needs, func(need string) bool {
+		name, mode, _ := strings.Cut(need, ".")
+		raw, ok := can[name]
+		var how map[string]json.RawMessage
+		if json.Unmarshal(raw, &how) != nil {
+			return false
+		}
+		_, has := how[mode]
+		return ok && (mode == "" || has || mode == "form" && len(how) == 0)
+	})
+}
+
+// usable is those of some tools that their servers have for an agent. What it can be
+// asked its session says.
+func (g *Gateway) usable(ctx context.Context, c *life, tools []Tool) ([]Tool, error) {
+	if !slices.ContainsFunc(tools, func(t Tool) bool { return len(t.Needs) > 0 }) {
+		return tools, nil
+	}
+	if c.Credential.Session != "" && c.Protocol < modern {
+		s, err := g.Sessions.Session(ctx, c.Credential.Session)
+		if err != nil && !errors.Is(err, ErrNotFound) {
+			return nil, refuse(Internal, fmt.Errorf("read session: %w", err))
+		}
+		c.Caps = s.Caps
+	}
+	var some []Tool
+	for _, t := range tools {
+		if g.hasFor(c, t) {
+			some = append(some, t)
+		}
+	}
+	return some[:len(some):len(some)], nil
 }
 
 // input is the object that is decided on. Where MCP has no arguments it is made

@@ -3,6 +3,7 @@ package gateway_test
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 	"sync"
@@ -352,4 +353,91 @@ func last(h *gatewaytest.House) string {
 		}
 	}
 	return ""
+}
+
+// A tool that its server has only for clients that can be asked while they call is shown
+// to no other, nor found; a call of it says why it is refused, and is not sent.
+func TestToolsForClientsThatCanBeAsked(t *testing.T) {
+	h := gatewaytest.New(t, func(c *gateway.Config) { c.Search = true })
+	plain := gatewaytest.New(t)
+	for name, needs := range map[string][]string{"form": {"elicitation.form"}, "page": {"elicitation.url"}, "either": {"elicitation.form", "roots"}, "model": {"sampling"}, "any": nil} {
+		for _, house := range []*gatewaytest.House{h, plain} {
+			house.Servers.Offer(gateway.Tool{Server: "files", Name: "file:///" + name, Alias: "files__" + name, Kind: "http", Hash: "sha256:" + name, Needs: needs,
+				Schema: json.RawMessage(`{"type":"object"}`), Definition: json.RawMessage(`{"name":"files__` + name + `","description":"findme"}`)})
+			house.Policy.Set("p, agent:a, acme, work, files/file:///**, *, , allow\np, agent:a, acme, work, files/**, sample, , deny\n")
+		}
+	}
+	for who, c := range map[string]struct{ protocol, caps, want string }{
+		"everything":     {"2025-11-25", everyCap, "any either form page"}, // but sampling, of which policy grants nothing
+		"an old form":    {"2025-06-18", `{"elicitation":{}}`, "any either form"},
+		"a page":         {"2025-11-25", `{"elicitation":{"url":{}}}`, "any page"},
+		"roots":          {"2025-11-25", `{"roots":{"listChanged":true}}`, "any either"},
+		"a model":        {"2025-11-25", `{"sampling":{}}`, "any"},
+		"nothing":        {"2025-11-25", `{}`, "any"},
+		"of another era": {"2026-07-28", everyCap, "any"},
+	} {
+		for _, house := range []*gatewaytest.House{h, plain} {
+			call := asking("a", "", `{}`, c.protocol)
+			call.Caps = json.RawMessage(c.caps)
+			if c.protocol < "2026" {
+				id := "s-" + strings.ReplaceAll(who, " ", "-")
+				if err := house.OpenSession(t.Context(), call.Credential, id, c.protocol, call.Caps); err != nil {
+					t.Fatal(err)
+				}
+				call.Credential.Session = id
+			}
+			var could []string
+			for _, name := range []string{"any", "either", "form", "model", "page"} {
+				call.Name = "files__" + name
+				before := len(house.Servers.Sent())
+				_, err := house.Handle(t.Context(), call, nil)
+				sent := len(house.Servers.Sent()) - before
+				r, refused := errors.AsType[*gateway.Refusal](err)
+				switch {
+				case err == nil && sent == 1:
+					could = append(could, name)
+				case !refused || r.Code != gateway.Downstream || r.InDoubt || sent > 0 || !strings.Contains(r.Say, "only for clients that can be asked"):
+					t.Errorf("%s, %s: %v", who, name, err)
+				}
+			}
+			if got := strings.Join(could, " "); got != c.want {
+				t.Errorf("%s could call %s, want %s", who, got, c.want)
+			}
+			var seen []string
+			if house == plain {
+				all, err := house.List(t.Context(), call.Credential, gateway.SortTool, gateway.CallRef{Protocol: c.protocol})
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, tool := range all {
+					if tool.Server == "files" {
+						seen = append(seen, strings.TrimPrefix(tool.Name, "file:///"))
+					}
+				}
+			} else {
+				call.Name, call.Args = "toolbroker__search_tools", json.RawMessage(`{"query":"findme","limit":20}`)
+				r, err := house.Handle(t.Context(), call, nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, name := range []string{"any", "either", "form", "model", "page"} {
+					if strings.Contains(string(r.Raw), "files__"+name) {
+						seen = append(seen, name)
+					}
+				}
+			}
+			if got := strings.Join(sorted(seen), " "); got != c.want {
+				t.Errorf("%s sees %s, want %s", who, got, c.want)
+			}
+		}
+	}
+	// What a client hears of is what it sees.
+	modern := gateway.Credential{Bearer: gateway.NewSecret("a")}
+	asked := modern
+	asked.Session = "s-everything"
+	one, _ := plain.Shown(t.Context(), modern, gateway.SortTool)
+	other, _ := plain.Shown(t.Context(), asked, gateway.SortTool)
+	if one == other || one == "" {
+		t.Error("it is told the same as who sees more")
+	}
 }

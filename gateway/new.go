@@ -53,6 +53,8 @@ type Config struct {
 	CallsPerSecond float64       // per principal, with a burst of twice that; default 200
 	Held           int           // calls waiting for a human at once, per principal; default 8
 	HeldTenant     int           // the same per tenant; default 64
+	UnderWay       int           // calls under way at once, per workload, those that wait for a human among them; default 256
+	UnderWayTenant int           // the same per tenant; default 4,096
 	TenantDay      int64         // calls and lists of one tenant per UTC day; each writes at most some 10 KiB of log, so this is its share of the disk; default 1,000,000
 	SyncOutcomes   bool          // an answer waits until its outcome is durable
 
@@ -82,18 +84,19 @@ type Gateway struct {
 	kinds map[string]TaskKind
 
 	mu       sync.Mutex
-	limiters map[string]*rate.Limiter
+	limiters map[[2]string]*rate.Limiter // by tenant and principal
 	held     map[string]int
-	counts   map[count]int64     // refusals that are counted, not written one by one
-	shapes   sync.Map            // definition hash to *shape
-	shaped   atomic.Int64        // what those cost
-	flights  map[string]*flights // calls under way here, by task
-	closing  sync.WaitGroup      // what belonged to sessions that ended
-	stopped  chan struct{}       // closed when nothing of that begins any more
-	runs     sync.WaitGroup      // calls that are carried out here for handles
-	ending   bool                // no more of them are begun
-	down     chan struct{}       // closed when those that run must end
-	cutOff   func()              // closes it
+	seats    map[string]*seats    // of calls under way, by tenant
+	counts   map[count]int64      // refusals that are counted, not written one by one
+	shapes   sync.Map             // definition hash to *shape
+	shaped   atomic.Int64         // what those cost
+	flights  map[taskKey]*flights // calls under way here, by task
+	closing  sync.WaitGroup       // what belonged to sessions that ended
+	stopped  chan struct{}        // closed when nothing of that begins any more
+	runs     sync.WaitGroup       // calls that are carried out here for handles
+	ending   bool                 // no more of them are begun
+	down     chan struct{}        // closed when those that run must end
+	cutOff   func()               // closes it
 
 	reachMu sync.RWMutex
 	reaches map[taskKey]*reach
@@ -103,6 +106,7 @@ type Gateway struct {
 	guarded map[string]map[string]bool // tasks to what the mesh holds for them
 	day     int64                      // the day that calls are counted for
 	calls   map[string]int64           // of each tenant, today
+	shown   map[[2]string]time.Time    // whose page a legacy session was sent to here, by request and session, until that expires
 	used    map[string]time.Time       // grants that are used up, by request, until they would have expired
 }
 
@@ -126,6 +130,8 @@ func New(c Config) (*Gateway, error) {
 	c.CallsPerSecond = cmp.Or(c.CallsPerSecond, 200)
 	c.Held = cmp.Or(c.Held, 8)
 	c.HeldTenant = cmp.Or(c.HeldTenant, 64)
+	c.UnderWay = cmp.Or(c.UnderWay, 256)
+	c.UnderWayTenant = cmp.Or(c.UnderWayTenant, 4_096)
 	c.TenantDay = cmp.Or(c.TenantDay, 1_000_000)
 	if len(c.ReferenceKey) == 0 {
 		c.ReferenceKey = []byte(rand.Text())
@@ -138,8 +144,8 @@ func New(c Config) (*Gateway, error) {
 	}
 	g := &Gateway{
 		Config: c, kinds: map[string]TaskKind{},
-		limiters: map[string]*rate.Limiter{}, held: map[string]int{}, flights: map[string]*flights{}, counts: map[count]int64{}, stopped: make(chan struct{}), down: make(chan struct{}),
-		reaches: map[taskKey]*reach{}, mesh: newMesh(), guarded: map[string]map[string]bool{}, calls: map[string]int64{}, used: maps.Clone(c.Used),
+		limiters: map[[2]string]*rate.Limiter{}, held: map[string]int{}, seats: map[string]*seats{}, flights: map[taskKey]*flights{}, counts: map[count]int64{}, stopped: make(chan struct{}), down: make(chan struct{}),
+		reaches: map[taskKey]*reach{}, mesh: newMesh(), guarded: map[string]map[string]bool{}, calls: map[string]int64{}, shown: map[[2]string]time.Time{}, used: maps.Clone(c.Used),
 	}
 	g.cutOff = sync.OnceFunc(func() { close(g.down) })
 	if g.used == nil {
@@ -214,21 +220,10 @@ func (g *Gateway) Fault() error {
 // limit keeps one principal from starving the others, and its refusals from
 // filling the log.
 func (g *Gateway) limit(p Principal) error {
-	const most = 100_000 // principals remembered; forgetting all only resets their bursts
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if len(g.limiters) > most {
-		clear(g.limiters)
-	}
-	key := p.Tenant + "/" + p.ID
-	l := g.limiters[key]
-	if l == nil {
-		l = rate.NewLimiter(rate.Limit(g.CallsPerSecond), max(1, int(2*g.CallsPerSecond)))
-		g.limiters[key] = l
-	}
-	if !l.AllowN(g.now(), 1) {
-		g.count(count{kind: overLimit, tenant: p.Tenant, who: p.ID})
-		return refuse(TooMany, errors.New("over the principal's rate"))
+	if err := g.rate(p); err != nil {
+		return err
 	}
 	if day := g.now().Unix() / (24 * 60 * 60); day != g.day {
 		g.day = day
@@ -239,6 +234,34 @@ func (g *Gateway) limit(p Principal) error {
 		return refuse(TooMany, errors.New("over the tenant's day")).say("this tenant has used up its calls for today")
 	}
 	g.calls[p.Tenant]++
+	return nil
+}
+
+// Pace refuses what an identified caller sends too fast and what is no call of its
+// own: a notification, an answer, a setting. Like calls it costs work on every
+// replica, but it writes no log, and the tenant's day has no part in it.
+func (g *Gateway) Pace(p Principal) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.rate(p)
+}
+
+// rate counts what a principal sends against what it may send in a second. Under g.mu.
+func (g *Gateway) rate(p Principal) error {
+	const most = 100_000 // principals remembered; forgetting all only resets their bursts
+	if len(g.limiters) > most {
+		clear(g.limiters)
+	}
+	key := [2]string{p.Tenant, p.ID}
+	l := g.limiters[key]
+	if l == nil {
+		l = rate.NewLimiter(rate.Limit(g.CallsPerSecond), max(1, int(2*g.CallsPerSecond)))
+		g.limiters[key] = l
+	}
+	if !l.AllowN(g.now(), 1) {
+		g.count(count{kind: overLimit, tenant: p.Tenant, who: p.ID})
+		return refuse(TooMany, errors.New("over the principal's rate"))
+	}
 	return nil
 }
 
@@ -262,11 +285,12 @@ type count struct {
 const (
 	overLimit  = "over the rate limit"
 	overDay    = "over the tenant's calls of the day"
+	overSeats  = "over the calls under way"
 	malformed  = "a request that could not be read"
 	noIdent    = "no valid credential"
 	hopped     = "on another root task"
 	noStanding = "no standing task may start"
-	unheard    = "changes of a resource not delivered"
+	unheard    = "changes of a resource, or a server's messages, not delivered"
 	everyone   = "other sources" // once a second has seen too many sources to name
 )
 

@@ -94,11 +94,14 @@ func (r recorder) Fault() error { return r.log.Fault() }
 
 // fact is what the record says of a call, whatever happened to it.
 func (c *life) fact(t audit.Type) Fact {
+	if c.session == "" && c.Credential.Session != "" {
+		c.session = sessionRef(c.Credential.Session)
+	}
 	f := Fact{
 		Type: t, Tenant: c.Principal.Tenant,
 		Call: &CallRef{
 			ID: c.ID, JSONRPCID: c.JSONRPCID, Method: c.Method, Protocol: c.Protocol,
-			Session: sessionRef(c.Credential.Session), Source: c.Credential.Source, Trace: c.Args.trace.id(),
+			Session: c.session, Source: c.Credential.Source, Trace: c.Args.trace.id(),
 		},
 		Unbound: "no running task",
 	}
@@ -148,7 +151,9 @@ func sessionRef(id string) string {
 		return ""
 	}
 	sum := sha256.Sum256([]byte(id))
-	return hex.EncodeToString(sum[:8])
+	var out [16]byte
+	hex.Encode(out[:], sum[:8])
+	return string(out[:])
 }
 
 // recordDecision makes the decision durable before anything comes of it.
@@ -265,6 +270,9 @@ func (g *Gateway) recordFailure(ctx context.Context, c *life, err error) error {
 		if r.InDoubt {
 			r.say(f.Detail + "; check before you repeat it")
 		}
+	case errors.Is(err, ErrWithheld): // it answers as what does not exist
+		f.Type, f.Code, f.Outcome, f.Detail = audit.CallDenied, UnknownTool, nil, err.Error()
+		r.InDoubt, r.Code, r.Say = false, UnknownTool, words[UnknownTool]
 	case errors.Is(err, ErrNotSent):
 		r.InDoubt = false
 		f.Outcome.Status, f.Detail = "downstream_error", "nothing reached the server"
@@ -295,6 +303,9 @@ func (g *Gateway) recordFailure(ctx context.Context, c *life, err error) error {
 	case errors.Is(err, context.DeadlineExceeded):
 		f.Outcome.Status, f.Detail = "timeout", "no answer in time; it may have run"
 		r.say("the tool's server did not answer in time; the call may have run; check before you repeat it")
+	case errors.Is(err, ErrTooLong):
+		f.Outcome.Status, f.Detail = "downstream_error", "the answer is longer than the server's max_response; it may have run"
+		r.say("the tool's server answered with more than is passed on (max_response in the gateway's config); the call may have run; check before you repeat it, and ask for less at once")
 	case errors.Is(err, ErrBadAnswer), errors.Is(err, errUnblankable):
 		f.Outcome.Status, f.Detail = "downstream_error", "the answer could not be used; it may have run"
 		r.say("the tool's server gave an answer that could not be used; the call may have run; check before you repeat it")
@@ -337,7 +348,7 @@ func countedFact(c count, n int64) Fact {
 		Call: &CallRef{Source: c.who}, Detail: c.kind, Code: Unidentified,
 	}
 	switch c.kind {
-	case overLimit, overDay:
+	case overLimit, overDay, overSeats:
 		f.Type, f.Code = audit.RateLimited, TooMany
 	case malformed:
 		f.Type, f.Code = audit.RequestRejected, BadArguments
@@ -355,27 +366,37 @@ func countedFact(c count, n int64) Fact {
 }
 
 func events(facts []Fact) []audit.Event {
+	if len(facts) == 1 { // nearly always: in one piece of memory
+		var only struct {
+			parts
+			event [1]audit.Event
+		}
+		facts[0].event(&only.event[0], &only.parts)
+		return only.event[:]
+	}
 	out := make([]audit.Event, len(facts))
-	for i, f := range facts {
-		out[i] = f.event()
+	for i := range facts {
+		facts[i].event(&out[i], &parts{})
 	}
 	return out
 }
 
+// parts are what nearly every event has.
+type parts struct {
+	workload audit.Workload
+	call     audit.Call
+	task     audit.Task
+	tool     audit.Tool
+	target   audit.Target
+	args     audit.Args
+	decision audit.Decision
+	outcome  audit.Outcome
+}
+
 // event is the only place where the gateway's nouns become the log's.
-func (f Fact) event() audit.Event {
-	e := audit.Event{
+func (f *Fact) event(e *audit.Event, parts *parts) {
+	*e = audit.Event{
 		Type: f.Type, Tenant: orUnknown(f.Tenant), Key: f.Key, Count: f.Count, Detail: f.Detail, Unbound: f.Unbound, Policy: f.Policy,
-	}
-	var parts struct { // of nearly every event, in one piece of memory
-		workload audit.Workload
-		call     audit.Call
-		task     audit.Task
-		tool     audit.Tool
-		target   audit.Target
-		args     audit.Args
-		decision audit.Decision
-		outcome  audit.Outcome
 	}
 	if !f.At.IsZero() {
 		e.At = stamp(f.At)
@@ -459,7 +480,6 @@ func (f Fact) event() audit.Event {
 			ResultDigest: orUnknown(o.Digest), Status: o.Status,
 		}
 	}
-	return e
 }
 
 func fourEyes(known bool) string {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"strings"
 	"testing"
+	"time"
 
 	"toolbroker/gateway"
 	"toolbroker/gateway/gatewaytest"
@@ -126,6 +127,48 @@ func TestPagesByAnErrorHaveAnEnd(t *testing.T) {
 		r, err := h.Handle(t.Context(), call, nil)
 		if codeOf(err) != row.code || (err == nil) != strings.Contains(string(r.Error), "-32042") {
 			t.Errorf("%s: %s %s %v", name, r.Raw, r.Error, err)
+		}
+	}
+}
+
+// An agent that comes back from the pages too early waits before it is sent there
+// again, as long as it is there.
+func TestPagesThatAreNotOpenYet(t *testing.T) {
+	h := gatewaytest.New(t, patient)
+	h.Policy.Set(gatewaytest.Text + "p, agent:a, acme, work, files/read, elicit, , allow\n")
+	h.Servers.Answer = opening(100)
+	call := asking("a", "files__read", `{}`, "2026-07-28")
+	ctx, leave := context.WithCancel(t.Context())
+	var p pages
+	if r, err := h.Handle(ctx, call, nil); err != nil || json.Unmarshal(r.Raw, &p) != nil {
+		t.Fatalf("%s %v", r.Raw, err)
+	}
+	call.State, call.Answers = p.State, json.RawMessage(`{"page-1":{"action":"accept"},"page-2":{"action":"accept"}}`)
+	go func() {
+		defer leave()
+		for ctx.Err() == nil && strings.Count(h.Events(), "tool.ask.allowed") < 4 { // of two pages, twice
+			time.Sleep(time.Millisecond)
+		}
+	}()
+	if r, err := h.Handle(ctx, call, nil); codeOf(err) != gateway.Cancelled {
+		t.Errorf("it was sent to them at once: %s %v", r.Raw, err)
+	}
+}
+
+// Nothing is asked about a call that was approved as it is, by an error either.
+func TestNoPagesForAnApprovedCall(t *testing.T) {
+	for _, protocol := range []string{"2025-11-25", "2026-07-28"} {
+		h := gatewaytest.New(t)
+		h.Policy.Set(gatewaytest.Text + "p, agent:a, acme, work, files/write, elicit, , allow\n")
+		h.Servers.Answer = opening(1)
+		call := asking("a", "files__write", `{}`, protocol)
+		if _, err := h.Handle(t.Context(), call, nil); codeOf(err) != gateway.PendingApproval {
+			t.Fatal(err)
+		}
+		approveAll(t, h, "bob")
+		before := len(h.Events())
+		if r, err := h.Handle(t.Context(), call, nil); codeOf(err) != gateway.Downstream || !strings.Contains(h.Events()[before:], "tool.ask.denied") {
+			t.Errorf("%s: %s %s %v; %s", protocol, r.Raw, r.Error, err, h.Events()[before:])
 		}
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 )
 
 // Identity says who is asking.
@@ -41,9 +42,9 @@ type Tasks interface {
 	// task, unless either is Parallel (ErrBusy), and else binds it to t; and an
 	// implicit one that runs already (ErrNotNow).
 	Start(ctx context.Context, t Task) (Secret, error)
-	// Standing returns the implicit task of a workload, human and kind: ErrNoTask
-	// where none runs, ErrStopped as well where one was ended. A known one costs no
-	// round trip.
+	// Standing returns the implicit task of a workload, human and kind, on the terms
+	// of Running: ErrNoTask where none runs, ErrStopped as well where one was ended,
+	// ErrStale where that cannot be confirmed. A known one costs no round trip.
 	Standing(ctx context.Context, tenant, principal, human, kind string) (Task, error)
 	// Bind makes t the task that one of its principals is on by a credential of its
 	// own, which acts for a human or for none (""): ErrBusy while it is on one of
@@ -143,8 +144,8 @@ type Servers interface {
 	Resolve(tenant string, s Sort, alias string) (Tool, bool)
 	// Forward sends the call and returns the answer, of whatever type. What the
 	// server notifies or asks meanwhile goes to s; it asks only what f.Caps says. An
-	// error that wraps ErrNotSent means that nothing reached the server; any other
-	// error leaves that open.
+	// error that wraps ErrNotSent means that nothing reached the server, or that it
+	// says to have done nothing; any other error leaves that open.
 	Forward(ctx context.Context, f Forward, s Stream) (Result, error)
 	// Follow subscribes to a resource and calls updated at each notification that
 	// it changed, until ctx ends, or the subscription does, with an error.
@@ -217,14 +218,15 @@ type Operators interface {
 
 // A Session is an agent's legacy MCP session. Caps is fixed when it opens.
 type Session struct {
-	Binding  string          `json:"binding"` // whose it is: principal, human and task
-	Tenant   string          `json:"tenant"`
-	Task     string          `json:"task"`
-	Protocol string          `json:"protocol"`            // the revision that was agreed on
-	Caps     json.RawMessage `json:"caps,omitempty"`      // what its client said that it can do
-	LogLevel string          `json:"log_level,omitempty"` // of the log messages that it wants; empty: it did not say
-	Follows  []string        `json:"follows,omitempty"`   // resources whose changes it wants to hear of, as agents name them
-	Awaits   []string        `json:"awaits,omitempty"`    // approval requests to whose page its client was sent, until it hears that they are decided
+	Binding   string          `json:"binding"` // whose it is: principal, human and task
+	Tenant    string          `json:"tenant"`
+	Task      string          `json:"task"`
+	Principal string          `json:"principal,omitempty"` // the workload
+	Protocol  string          `json:"protocol"`            // the revision that was agreed on
+	Caps      json.RawMessage `json:"caps,omitempty"`      // what its client said that it can do
+	LogLevel  string          `json:"log_level,omitempty"` // of the log messages that it wants; empty: it did not say
+	Follows   []string        `json:"follows,omitempty"`   // resources whose changes it wants to hear of, as agents name them
+	Awaits    []string        `json:"awaits,omitempty"`    // approval requests to whose page its client was sent, until it hears that they are decided
 }
 
 // Sessions are the agents' legacy MCP sessions, and bring what agents send in them
@@ -233,11 +235,13 @@ type Sessions interface {
 	// Session returns one as it is, or ErrNotFound. What another replica changed or
 	// closed may be seen up to a second later.
 	Session(ctx context.Context, id string) (Session, error)
-	// Open remembers a new one.
+	// Open remembers a new one. Where its workload has as many as the implementation
+	// lets it, the one that was not used for longest is closed before.
 	Open(ctx context.Context, id string, s Session) error
 	// Change lets f change LogLevel, Follows and Awaits, in one step; ErrNotFound.
 	Change(ctx context.Context, id string, f func(*Session)) (Session, error)
-	// Close forgets it; closing an unknown one is no error. Every Watch is told.
+	// Close forgets it; closing an unknown one is no error. Every Watch is told. Where
+	// it fails nothing of it may have happened, and it can be asked again.
 	Close(ctx context.Context, id string) error
 	// EndTask forgets all of a task's and says how many there were.
 	EndTask(ctx context.Context, tenant, task string) (int, error)
@@ -275,6 +279,8 @@ type Note struct {
 	Ask    string // the question's id, "ask-[a-z0-9]+"; empty for a notification
 	Method string
 	Params json.RawMessage
+	Server string // whose a notification is
+	Used   string // what of the server's the session used last, as [Tool.ID] says
 }
 
 // Taken names what is expected of whoever puts the question to the agent.
@@ -351,8 +357,10 @@ var (
 	ErrNotFound     = errors.New("not found")
 	ErrNoCredential = errors.New("no credential")
 	ErrNotSent      = errors.New("not sent")
+	ErrWithheld     = errors.New("withheld") // by a server's process that defines it in another way than was accepted; wraps nothing: whoever returns it wraps ErrNotSent as well
 	ErrCannotAsk    = errors.New("the agent cannot be asked this")
 	ErrBadAnswer    = errors.New("unusable answer") // a server answered, but not with what can be passed on
+	ErrTooLong      = fmt.Errorf("%w: longer than max_response", ErrBadAnswer)
 	ErrLogin        = errors.New("name or password is wrong")
 	ErrTooMany      = errors.New("too many tries")
 	ErrBusy         = errors.New("the workload is on another root task")

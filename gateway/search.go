@@ -99,7 +99,7 @@ func (search) serve(_ context.Context, g *Gateway, c *life) (string, error) {
 	var hits []hit
 	seen, _ := g.seen(c.Principal, c.Task, SortTool)
 	for _, t := range seen {
-		if score := match(words, t); score > 0 {
+		if score := match(words, t); score > 0 && g.hasFor(c, t) {
 			hits = append(hits, hit{t, score})
 		}
 	}

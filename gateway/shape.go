@@ -42,12 +42,12 @@ func (s *shape) property(name string) (*shape, bool) {
 	return s.others, s.others != nil
 }
 
-func (s *shape) folded(low string) (string, bool) {
-	if s == nil {
+func (s *shape) folded(name string) (string, bool) {
+	if s == nil || len(s.lower) == 0 {
 		return "", false
 	}
-	name, ok := s.lower[low]
-	return name, ok
+	declared, ok := s.lower[fold(name)]
+	return declared, ok
 }
 
 func (s *shape) item() *shape {

@@ -250,27 +250,38 @@ func (g *Gateway) startAs(ctx context.Context, op Operator, parent *Task, spec T
 
 // standing returns the task of a caller that names none: the implicit one of its
 // kind, started where it does not run yet.
-func (g *Gateway) standing(ctx context.Context, p Principal, source string) (Task, error) {
+func (g *Gateway) standing(ctx context.Context, p *Principal, source string) (Task, error) {
 	if p.Standing == "" {
 		return Task{}, refuse(NoTask, errors.New("no task named")).
 			say(sayNameTask(source))
 	}
-	var err error
+	t, err := g.Tasks.Standing(ctx, p.Tenant, p.ID, p.OnBehalfOf, p.Standing)
+	if err != nil {
+		return g.startStanding(ctx, *p, err)
+	}
+	return t, nil
+}
+
+// startStanding starts it, where none runs.
+func (g *Gateway) startStanding(ctx context.Context, p Principal, err error) (Task, error) {
 	for range 3 {
-		var t Task
-		if t, err = g.Tasks.Standing(ctx, p.Tenant, p.ID, p.OnBehalfOf, p.Standing); err == nil {
-			return t, nil
-		} else if !errors.Is(err, ErrNoTask) || errors.Is(err, ErrStopped) {
+		if !errors.Is(err, ErrNoTask) || errors.Is(err, ErrStopped) {
 			return Task{}, g.noTask(p, err)
 		}
 		spec := TaskSpec{Tenant: p.Tenant, Kind: p.Standing, Principal: p.ID, Purpose: "nobody declared one: the client only knows our address"}
-		t, _, err = g.start(ctx, starter{id: p.ID, owner: p.Owner, human: p.OnBehalfOf, own: true, chain: p.Chain, who: Fact{Principal: &p}, quiet: true}, spec, implicit)
-		if err == nil {
+		t, _, serr := g.start(ctx, starter{id: p.ID, owner: p.Owner, human: p.OnBehalfOf, own: true, chain: p.Chain, who: Fact{Principal: &p}, quiet: true}, spec, implicit)
+		if serr == nil {
+			if t, err = g.Tasks.Running(ctx, p.Tenant, t.ID); err != nil {
+				return Task{}, g.noTask(p, err)
+			}
 			return t, nil
-		} else if !errors.Is(err, ErrNotNow) {
-			return Task{}, err
+		} else if !errors.Is(serr, ErrNotNow) {
+			return Task{}, serr
 		}
 		// An identical request started it a moment ago.
+		if t, err = g.Tasks.Standing(ctx, p.Tenant, p.ID, p.OnBehalfOf, p.Standing); err == nil {
+			return t, nil
+		}
 	}
 	return Task{}, refuse(Internal, fmt.Errorf("standing task: %w", err))
 }

@@ -116,6 +116,12 @@ func (g *Gateway) readAnswers(c *life, a *arguments) error {
 	if s.Pages > 0 {
 		return a.opened(answers)
 	}
+	var page struct {
+		Action string `json:"action"`
+	}
+	if answer := answers[ApprovalKey]; s.Round > 0 && answer != nil {
+		a.refused = json.Unmarshal(answer, &page) != nil || page.Action != "accept"
+	}
 	if s.Answers != nil { // given before the agent was sent to a human, and sealed since
 		a.answers = s.Answers
 	} else if len(s.Asked) > 0 { // nothing of ours is among that
@@ -169,11 +175,16 @@ func (a *arguments) asShown(shown json.RawMessage) error {
 	return nil
 }
 
+// ApprovalKey is the name of our own question among a result's inputRequests: a page
+// where a human may agree. Whatever comes back under it agrees to nothing; one who
+// does not open the page is not asked again.
+const ApprovalKey = "io.toolbroker/approval"
+
 // sendToHuman is the state with which an agent comes back from a page where a human
 // may agree, or none where it has been sent often enough.
 func (g *Gateway) sendToHuman(c *life) string {
 	s := c.Args.state
-	if s.Round++; s.Round > maxSent || c.Protocol < modern {
+	if s.Round++; s.Round > maxSent || c.Protocol < modern || c.Args.refused {
 		return ""
 	}
 	s.Answers = c.Args.answers

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 
 	"toolbroker/gateway/audit"
@@ -151,27 +152,59 @@ func (g *Gateway) CloseShared(ctx context.Context, t Task) Closing {
 
 // flights are a task's calls under way on this replica.
 type flights struct {
-	n     int
-	ended int           // of calls that the task's end found under way, until somebody asks
-	empty chan struct{} // closed when there are none; nil while nobody waits
+	flying map[*flight]struct{}
+	watch  chan struct{} // closed when nothing is left to watch over; nil: nobody watches
+	ended  int           // of calls that the task's end found under way, until somebody asks
+	empty  chan struct{} // closed when there are none; nil while nobody waits
 }
 
-// takeOff counts a call of a task in, until it lands.
-func (g *Gateway) takeOff(t Task) (land func()) {
-	key := t.Tenant + "/" + t.ID
+// A flight is one of them.
+type flight struct {
+	cancel context.CancelCauseFunc
+	found  bool // by the task's end
+}
+
+// takeOff counts a call of a task in, until it lands: of a workload p, unless that is
+// nil, where there is a seat for it. Its context ends with the task, or when nobody
+// can say any more whether the task has ended.
+func (g *Gateway) takeOff(ctx context.Context, p *Principal, t *Task) (_ context.Context, land func(), err error) {
+	key := taskKey{t.Tenant, t.ID}
 	g.mu.Lock()
-	defer g.mu.Unlock()
+	var sits *seats
+	if p != nil {
+		if sits, err = g.sit(p); err != nil {
+			g.mu.Unlock()
+			return ctx, nil, err
+		}
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	me := &flight{cancel: cancel}
 	f := g.flights[key]
 	if f == nil {
-		f = &flights{}
+		f = &flights{flying: map[*flight]struct{}{}}
 		g.flights[key] = f
 	}
-	f.n++
-	return func() {
+	f.flying[me] = struct{}{}
+	alone := f.watch == nil
+	if alone {
+		f.watch = make(chan struct{})
+	}
+	watch := f.watch
+	g.mu.Unlock()
+	if alone {
+		go g.watchOver(f, watch, g.Tasks.Ended(t.Tenant, t.ID), g.Tasks.Blind())
+	}
+	return ctx, func() {
+		cancel(nil)
 		g.mu.Lock()
 		defer g.mu.Unlock()
-		if f.n--; f.n > 0 {
+		g.rise(sits, p)
+		if delete(f.flying, me); len(f.flying) > 0 {
 			return
+		}
+		if f.watch != nil {
+			close(f.watch)
+			f.watch = nil
 		}
 		if f.empty != nil {
 			close(f.empty)
@@ -180,21 +213,40 @@ func (g *Gateway) takeOff(t Task) (land func()) {
 		if f.ended == 0 {
 			delete(g.flights, key)
 		}
-	}
+	}, nil
 }
 
-// found notes that a task's end found a call of it under way.
-func (g *Gateway) found(t Task) {
+// watchOver cancels a task's calls when it ends, or nobody can say whether it has.
+// The next call has the next look.
+func (g *Gateway) watchOver(f *flights, watch, ended, blind <-chan struct{}) {
+	why := errTaskEnded
+	select {
+	case <-watch:
+		return
+	case <-ended:
+	case <-blind:
+		why = errUnconfirmed
+	}
 	g.mu.Lock()
-	defer g.mu.Unlock()
-	if f := g.flights[t.Tenant+"/"+t.ID]; f != nil {
-		f.ended++
+	if (<-chan struct{})(f.watch) == watch {
+		f.watch = nil
+	}
+	cut := slices.Collect(maps.Keys(f.flying))
+	for _, one := range cut {
+		if why == errTaskEnded && !one.found {
+			one.found = true
+			f.ended++
+		}
+	}
+	g.mu.Unlock()
+	for _, one := range cut {
+		one.cancel(why)
 	}
 }
 
 // cut says how many calls a task's end found under way here, once.
 func (g *Gateway) cut(t Task) int {
-	key := t.Tenant + "/" + t.ID
+	key := taskKey{t.Tenant, t.ID}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	f := g.flights[key]
@@ -202,8 +254,8 @@ func (g *Gateway) cut(t Task) int {
 		return 0
 	}
 	n := f.ended
-	f.ended = f.n // those that are still under way are counted when they land
-	if f.n == 0 {
+	f.ended = len(f.flying) // those that are still under way are counted when they land
+	if len(f.flying) == 0 {
 		delete(g.flights, key)
 	}
 	return n
@@ -213,8 +265,8 @@ func (g *Gateway) cut(t Task) int {
 // says how many are.
 func (g *Gateway) landed(ctx context.Context, t Task) int {
 	g.mu.Lock()
-	f := g.flights[t.Tenant+"/"+t.ID]
-	if f == nil || f.n == 0 {
+	f := g.flights[taskKey{t.Tenant, t.ID}]
+	if f == nil || len(f.flying) == 0 {
 		g.mu.Unlock()
 		return 0
 	}
@@ -229,6 +281,6 @@ func (g *Gateway) landed(ctx context.Context, t Task) int {
 	case <-ctx.Done():
 		g.mu.Lock()
 		defer g.mu.Unlock()
-		return f.n
+		return len(f.flying)
 	}
 }

@@ -3,7 +3,9 @@ package attempts
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 
@@ -39,14 +41,14 @@ var say = redis.NewScript(`redis.call('PUBLISH', KEYS[1], ARGV[1]) return {'ok'}
 
 // afterOthers returns once t begins again, because nothing that was found is in its
 // way any more, or what became of the run that it repeats.
-func (a *Attempts) afterOthers(ctx context.Context, t *try) (gateway.Attempt, bool, error) {
+func (a *Attempts) afterOthers(ctx context.Context, t *try, found []found, now time.Time) (gateway.Attempt, bool, error) {
 	a.mu.Lock()
 	t.state = waiting
-	found, but := t.found, t.but
+	but := t.but
 	a.mu.Unlock()
 	for _, f := range found {
 		if f.field == attempt {
-			one, still, err := a.open(t.key, f.value, t.now)
+			one, still, err := a.open(t.key, f.value, now)
 			if err != nil || still {
 				return one, still, err
 			}
@@ -89,6 +91,9 @@ func (a *Attempts) wait(ctx context.Context, t *try, f found) (string, error) {
 	life, err := a.Store.Key(redis.Shared, redis.AttemptsAlive, f.field)
 	if err != nil {
 		return "", fmt.Errorf("attempt: %w", err)
+	}
+	if _, err := strconv.ParseUint(f.value, 10, 64); err != nil {
+		return "", errors.New("attempt: a beginning that has no number")
 	}
 	question := strings.ToLower(rand.Text())
 	answer := make(chan string, 1)
@@ -183,7 +188,7 @@ func (a *Attempts) standing(k redis.Key) (string, *try) {
 		}
 	}
 	if len(a.tries[k.String()]) == 0 { // what Redis has of it is from a beginning that failed
-		a.push(op{kind: forgets, key: k})
+		a.push(forgets, k, 0, "")
 	}
 	return said, nil
 }
@@ -239,16 +244,24 @@ func (a *Attempts) sweep(now time.Time) {
 	for e := a.answered.Front(); e != nil; {
 		t := e.Value.(*try)
 		e = e.Next()
-		if age := now.Sub(t.since); t.state == answered && (age > a.Window || t.Session == "" && age > unread) {
+		age := now.Sub(t.since)
+		if t.state == answered && age <= unread {
+			break // nor is any after it old enough
+		}
+		if t.state == answered && (age > a.Window || t.Session == "") {
 			a.remove(t)
 		}
 	}
+	if a.losing == 0 && now.Sub(a.swept) < a.Window/16 {
+		return // nothing that cannot wait
+	}
+	a.swept = now
 	for _, all := range a.tries {
 		for _, t := range all {
 			switch age := now.Sub(t.since); {
 			case t.state == queued && age > a.Window/4:
 				t.since = now
-				a.push(op{kind: keeps, key: t.key, number: t.number})
+				a.push(keeps, t.key, t.number, "")
 			case t.state == lost && age > a.Window:
 				defer a.remove(t)
 			case t.state == lost && age > timeout:
@@ -256,30 +269,51 @@ func (a *Attempts) sweep(now time.Time) {
 			}
 		}
 	}
-	a.flush()
 }
 
-// leave takes back this replica's word of what is over, and then its sign of life:
-// the rest is in doubt.
+// leave takes back this replica's word of what is over, leaves behind what became of
+// sessions' calls, and then takes back its sign of life: the rest is in doubt.
 func (a *Attempts) leave() {
+	a.handOver()
 	a.mu.Lock()
-	for e := a.answered.Front(); e != nil; {
-		t := e.Value.(*try)
-		if e = e.Next(); t.state == answered && t.Session == "" {
-			a.remove(t)
-		}
-	}
 	rest := a.queue
 	a.queue = nil
 	a.mu.Unlock()
-	for len(rest) > 0 {
-		n := min(len(rest), most)
-		a.send(rest[:n], make([]string, n))
-		rest = rest[n:]
+	for _, b := range rest {
+		a.send(b)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
 	if err := a.Store.Del(ctx, a.alive); err != nil {
 		a.Log.WarnContext(ctx, "other replicas learn only in some seconds that this one has ended", "error", err)
+	}
+}
+
+// handOver puts what became of sessions' calls where every replica finds it, the newest
+// first, as far as there is time.
+func (a *Attempts) handOver() {
+	var left []*try
+	a.mu.Lock()
+	for e := a.answered.Back(); e != nil; {
+		t := e.Value.(*try)
+		switch e = e.Prev(); {
+		case t.state != answered:
+		case t.Session == "":
+			a.remove(t)
+		case !t.became.Doubt:
+			left = append(left, t)
+		}
+	}
+	a.mu.Unlock()
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	defer cancel()
+	for i, t := range left {
+		if err := a.store(ctx, t); err != nil {
+			a.Log.WarnContext(ctx, "what became of calls of this replica is not known to others; repeated there they are in doubt", "calls", len(left)-i, "error", err)
+			return
+		}
+		a.mu.Lock()
+		a.remove(t)
+		a.mu.Unlock()
 	}
 }

@@ -9,6 +9,7 @@
 package attempts
 
 import (
+	"bytes"
 	"cmp"
 	"container/list"
 	"context"
@@ -32,7 +33,7 @@ type Config struct {
 	Window    time.Duration // how long one is remembered; 0 for 2 min
 	MaxAnswer int           // bytes of an answer that is kept; 0 for 256 KiB
 	MaxKept   int           // answers that were lost and are kept, of one tenant; 0 for 256
-	MaxMemory int           // bytes of answers in memory; 0 for 16 MiB
+	MaxMemory int           // bytes of answers in memory; 0 for 8 MiB
 	Log       *slog.Logger  // nil for slog's default
 }
 
@@ -48,12 +49,14 @@ type Attempts struct {
 	topic, alive redis.Key
 
 	mu       sync.Mutex
-	tries    map[string][]*try     // that may be in the way of an equal one, by the name of their key
-	answered *list.List            // *try whose answers were written, oldest first
-	heavy    *list.List            // those of them whose answers are in memory, oldest first
-	sessions map[string]*list.List // those of them that are kept for a session's repetitions
-	memory   int                   // bytes of answers
-	queue    []op
+	tries    map[string][]*try  // that may be in the way of an equal one, by the name of their key
+	answered *list.List         // *try whose answers were written, oldest first
+	heavy    *list.Element      // the first of them whose answer is in memory
+	sessions map[session]*calls // those of them that are kept for a session's repetitions
+	losing   int                // tries that are lost and not yet known to be everywhere
+	swept    time.Time          // when all tries were looked at last
+	memory   int                // bytes of answers
+	queue    []*batch           // of which the last still takes steps
 	sending  bool
 	numbers  int64
 	asked    map[string]chan string // by question
@@ -62,9 +65,20 @@ type Attempts struct {
 // Window is how long an attempt is remembered, where the config says nothing.
 const Window = 2 * time.Minute
 
+// A session is one of a tenant's.
+type session struct{ tenant, id string }
+
+// calls are a session's tries that are kept for their repetitions, oldest first.
+type calls struct {
+	list.List
+	id string // its, once in memory
+}
+
 const (
 	unread     = 10 * time.Second // after an answer was written, nobody comes to say that it was not read
+	brief      = 5 * time.Second  // a run that takes less is kept long enough by its beginning
 	perSession = 256              // calls of a session that are kept for their repetitions
+	small      = 4 << 10          // bytes of an answer that is kept without what it was part of
 	mostKept   = 20_000           // of all sessions
 	topic      = "attempts"
 )
@@ -91,19 +105,16 @@ type try struct {
 	bad error // why there is no key
 
 	state   state
-	number  int64 // of its last beginning
-	since   time.Time
+	number  int64     // of its last beginning
+	since   time.Time // it was made known, or its state is another one
 	became  gateway.Attempt
 	settled chan struct{} // closed once it is known what became of it; nil while nobody waits
 	place   *list.Element // in answered
-	weighs  *list.Element // in heavy
 	inside  *list.Element // in its session's
 
-	ready chan struct{} // closed when Redis has answered its beginning
-	found []found       // then: who has the same
-	now   time.Time     // then: Redis's
-	err   error         // then
-	but   string        // whose runs are not in its way, as the script reads it
+	in   *batch // that makes it known, until it ends,
+	step int    // as this step of it
+	but  string // whose runs are not in its way, as the script reads it
 }
 
 // New makes Attempts. It does not wait for Redis.
@@ -114,11 +125,11 @@ func New(c Config) (*Attempts, error) {
 	c.Window = cmp.Or(c.Window, Window)
 	c.MaxAnswer = cmp.Or(c.MaxAnswer, 256<<10)
 	c.MaxKept = cmp.Or(c.MaxKept, 256)
-	c.MaxMemory = cmp.Or(c.MaxMemory, 16<<20)
+	c.MaxMemory = cmp.Or(c.MaxMemory, 8<<20)
 	c.Log = cmp.Or(c.Log, slog.Default())
 	a := &Attempts{
-		Config: c, boot: strings.ToLower(rand.Text()), tries: map[string][]*try{}, answered: list.New(), heavy: list.New(),
-		sessions: map[string]*list.List{}, asked: map[string]chan string{},
+		Config: c, boot: strings.ToLower(rand.Text()), tries: map[string][]*try{}, answered: list.New(),
+		sessions: map[session]*calls{}, asked: map[string]chan string{},
 	}
 	var err, terr error
 	a.alive, err = c.Store.Key(redis.Shared, redis.AttemptsAlive, a.boot)
@@ -132,6 +143,8 @@ func (a *Attempts) Begin(r gateway.Run) gateway.Try {
 	if t.key, t.bad = a.Store.Key(redis.Shared, redis.Attempt, r.Tenant, r.Key); t.bad != nil {
 		return t
 	}
+	name := t.key.String()
+	t.Run.Key = name[len(name)-len(r.Key):] // once in memory
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.before(t) == nil {
@@ -156,8 +169,9 @@ func (a *Attempts) begin(t *try) {
 		a.tries[t.key.String()] = append(a.tries[t.key.String()], t)
 	}
 	a.numbers++
-	t.state, t.number, t.ready, t.found, t.err = queued, a.numbers, make(chan struct{}), nil, nil
-	a.push(op{kind: begins, key: t.key, number: t.number, try: t})
+	t.state, t.number = queued, a.numbers
+	t.in, t.step = a.push(begins, t.key, t.number, t.but)
+	a.flush()
 }
 
 // Begun implements [gateway.Try].
@@ -176,18 +190,25 @@ func (t *try) begun(ctx context.Context) (gateway.Attempt, bool, error) {
 		return first, again, err
 	}
 	for {
+		t.all.mu.Lock()
+		in, step := t.in, t.step
+		t.all.mu.Unlock()
+		if in == nil {
+			return gateway.Attempt{}, false, errors.New("begin an attempt: it has ended")
+		}
 		select {
-		case <-t.ready:
+		case <-in.ready:
 		case <-ctx.Done():
 			return gateway.Attempt{}, false, context.Cause(ctx)
 		}
-		if t.err != nil {
-			return gateway.Attempt{}, false, fmt.Errorf("begin an attempt: %w", t.err)
+		if in.err != nil {
+			return gateway.Attempt{}, false, fmt.Errorf("begin an attempt: %w", in.err)
 		}
-		if len(t.found) == 0 {
+		found := in.found[step]
+		if len(found) == 0 {
 			return gateway.Attempt{}, false, nil
 		}
-		if first, again, err := t.all.afterOthers(ctx, t); again || err != nil {
+		if first, again, err := t.all.afterOthers(ctx, t, found, in.now); again || err != nil {
 			return first, again, err
 		}
 	}
@@ -233,18 +254,30 @@ func (t *try) End(how gateway.RunEnd, became gateway.Attempt) {
 	a := t.all
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if len(became.Answer) > a.MaxAnswer || how == gateway.EndLost && a.memory+len(became.Answer) > a.MaxMemory {
-		became = gateway.Attempt{Call: became.Call, Doubt: true}
+	if len(became.Answer) > a.MaxAnswer {
+		became = doubt(became)
 	}
+	t.in = nil
 	switch {
 	case t.state == idle || t.state == over || t.state == lost:
 	case how == gateway.EndWritten && t.state != answered:
-		t.state, t.became, t.since = answered, became, time.Now()
+		if len(became.Answer) <= small {
+			became.Answer = bytes.Clone(became.Answer)
+		}
+		now := time.Now()
+		took := now.Sub(t.since)
+		t.state, t.became, t.since = answered, became, now
 		a.memory += len(became.Answer)
-		t.place, t.weighs = a.answered.PushBack(t), a.heavy.PushBack(t)
+		t.place = a.answered.PushBack(t)
+		if a.heavy == nil {
+			a.heavy = t.place
+		}
 		if t.Session != "" {
 			t.Gone = nil // a repetition is one whoever is there; let go of its request
 			a.keep(t)
+			if took > brief {
+				a.push(keeps, t.key, t.number, "")
+			}
 		}
 		t.settle()
 		a.bound()
@@ -252,6 +285,10 @@ func (t *try) End(how gateway.RunEnd, became gateway.Attempt) {
 		if t.state != answered {
 			t.became = became
 			a.memory += len(became.Answer)
+			if a.bound(); a.memory > a.MaxMemory { // with answers that were all lost
+				a.memory -= len(became.Answer)
+				t.became = doubt(became)
+			}
 		}
 		a.lose(t)
 	case how == gateway.EndNothing, how == gateway.EndArrived && t.Session == "":
@@ -261,29 +298,33 @@ func (t *try) End(how gateway.RunEnd, became gateway.Attempt) {
 
 // keep keeps an answered try for its session.
 func (a *Attempts) keep(t *try) {
-	name := t.Tenant + ":" + t.Session
+	name := session{t.Tenant, t.Session}
 	of := a.sessions[name]
 	if of == nil {
-		of = list.New()
+		of = &calls{id: t.Session}
 		a.sessions[name] = of
 	}
+	t.Session = of.id
 	t.inside = of.PushBack(t)
 	if of.Len() > perSession {
 		a.remove(of.Front().Value.(*try))
 	}
-	a.push(op{kind: keeps, key: t.key, number: t.number})
 }
 
-// bound drops the oldest answers where there is no room for all of them.
+// doubt is what became of a call whose answer is not kept.
+func doubt(a gateway.Attempt) gateway.Attempt { return gateway.Attempt{Call: a.Call, Doubt: true} }
+
+// bound drops the oldest answers where there is no room for all of them, but none that
+// did not arrive.
 func (a *Attempts) bound() {
 	for a.answered.Len() > mostKept {
 		a.remove(a.answered.Front().Value.(*try))
 	}
-	for a.memory > a.MaxMemory && a.heavy.Len() > 0 {
-		t := a.heavy.Remove(a.heavy.Front()).(*try)
-		t.weighs = nil
-		a.memory -= len(t.became.Answer)
-		t.became = gateway.Attempt{Call: t.became.Call, Doubt: true}
+	for ; a.memory > a.MaxMemory && a.heavy != nil; a.heavy = a.heavy.Next() {
+		if t := a.heavy.Value.(*try); t.state != lost {
+			a.memory -= len(t.became.Answer)
+			t.became = doubt(t.became)
+		}
 	}
 }
 
@@ -293,6 +334,7 @@ func (a *Attempts) lose(t *try) {
 		return
 	}
 	t.state, t.since = lost, time.Now()
+	a.losing++
 	t.settle()
 	go a.publish(t)
 }
@@ -312,8 +354,11 @@ func (a *Attempts) publish(t *try) {
 
 // remove forgets a try.
 func (a *Attempts) remove(t *try) {
-	if t.state == over {
+	switch t.state {
+	case over:
 		return
+	case lost:
+		a.losing--
 	}
 	t.state = over
 	t.settle()
@@ -323,20 +368,20 @@ func (a *Attempts) remove(t *try) {
 		a.tries[name] = left
 	} else {
 		delete(a.tries, name)
-		a.push(op{kind: forgets, key: t.key})
+		a.push(forgets, t.key, 0, "")
 	}
 	a.memory -= len(t.became.Answer)
 	if t.place != nil {
+		if a.heavy == t.place {
+			a.heavy = t.place.Next()
+		}
 		a.answered.Remove(t.place)
 	}
-	if t.weighs != nil {
-		a.heavy.Remove(t.weighs)
-	}
 	if t.inside != nil {
-		session := t.Tenant + ":" + t.Session
-		if of := a.sessions[session]; of != nil {
+		name := session{t.Tenant, t.Session}
+		if of := a.sessions[name]; of != nil {
 			if of.Remove(t.inside); of.Len() == 0 {
-				delete(a.sessions, session)
+				delete(a.sessions, name)
 			}
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"time"
 
@@ -12,23 +13,29 @@ import (
 )
 
 const (
-	most    = 500 // beginnings and ends in one round trip
+	most    = 500 // steps of one round trip
 	timeout = 2 * time.Second
 	lease   = 4 * time.Second // without a word from a replica for so long, it is dead
+
+	company    = 16                   // runs under way, with which a batch
+	companyFor = 2 * time.Millisecond // waits so long for more, about as long as their records take
 )
 
-// An op is one step of a batch. They run in the order in which they were pushed.
-type op struct {
-	kind   string
-	key    redis.Key
-	number int64
-	try    *try // that begins
+// A batch is one round trip: steps, in the order in which they were pushed.
+type batch struct {
+	keys  []redis.Key // this replica's sign of life, and then one for each step
+	steps []byte      // as the script reads them
+
+	ready chan struct{}   // closed when Redis has answered
+	found map[int][]found // then: who else has the same, by step
+	now   time.Time       // then: Redis's
+	err   error           // then
 }
 
 const (
-	begins  = "b"
-	keeps   = "k" // for another window
-	forgets = "f"
+	begins  = 'b'
+	keeps   = 'k' // for another window
+	forgets = 'f'
 )
 
 // found is what Redis has of a key: a replica's boot and the number of its latest
@@ -38,16 +45,17 @@ type found struct{ field, value string }
 const attempt = "attempt" // the field that is no boot
 
 // together runs a batch. KEYS: the boot's sign of life, then a key for each step.
-// ARGV: boot, lease, window, and for each step its kind, its number, and what is not
-// in the way of a beginning, as ";boot=number;". A beginning leaves the boot's field,
-// unless there is another's or an attempt; what there is comes back behind its place.
+// ARGV: boot, lease, how long a beginning is kept, and the steps, each with a space
+// behind it: its kind, its number, and what is not in the way of a beginning, as
+// ";boot=number;". A beginning leaves the boot's field, unless there is another's or an
+// attempt; what there is comes back behind its place.
 var together = redis.NewScript(redis.Clock + `
 local boot, window = ARGV[1], ARGV[3]
 redis.call('SET', KEYS[1], '1', 'PX', ARGV[2])
-local out = {'ok', now}
-for i = 2, #KEYS do
-  local key, at = KEYS[i], 3 * i - 2
-  local kind, number, but = ARGV[at], ARGV[at + 1], ARGV[at + 2]
+local out, i = {'ok', now}, 1
+for kind, number, but in string.gmatch(ARGV[4], '(%l)(%d+)(%S*) ') do
+  i = i + 1
+  local key = KEYS[i]
   if kind == 'f' then
     redis.call('HDEL', key, boot)
   elseif kind == 'k' then
@@ -73,17 +81,23 @@ for i = 2, #KEYS do
 end
 return out`)
 
-// push adds a step to the next batch. A beginning is waited for, so it starts one;
-// anything else goes along, or with the next beat.
-func (a *Attempts) push(o op) {
-	a.queue = append(a.queue, o)
-	if o.kind == begins {
-		a.flush()
+// push adds a step to the next batch and says where it is. A beginning is waited for,
+// so flush follows it; anything else goes along, or with the next beat.
+func (a *Attempts) push(kind byte, k redis.Key, number int64, but string) (in *batch, step int) {
+	if n := len(a.queue); n > 0 && len(a.queue[n-1].keys) <= most {
+		in = a.queue[n-1]
+	} else {
+		in = &batch{keys: []redis.Key{a.alive}, ready: make(chan struct{})}
+		a.queue = append(a.queue, in)
 	}
+	in.steps = append(append(strconv.AppendInt(append(in.steps, kind), number, 10), but...), ' ')
+	in.keys = append(in.keys, k)
+	return in, len(in.keys) - 2
 }
 
 // flush sends what is queued. Whatever comes in while a batch is on its way goes
-// together in the next.
+// together in the next. Where many runs are under way, many more are about to begin: a
+// moment's wait spares most of them a round trip of their own.
 func (a *Attempts) flush() {
 	if a.sending || len(a.queue) == 0 {
 		return
@@ -92,50 +106,27 @@ func (a *Attempts) flush() {
 	go func() {
 		for {
 			a.mu.Lock()
-			batch := a.queue[:min(len(a.queue), most)]
-			a.queue = a.queue[len(batch):]
 			if len(a.queue) == 0 {
-				a.queue = nil
-			}
-			if len(batch) == 0 {
 				a.sending = false
 				a.mu.Unlock()
 				return
 			}
-			buts := make([]string, len(batch))
-			for i, o := range batch {
-				if o.try != nil {
-					buts[i] = o.try.but
-				}
-			}
+			next, many := a.queue[0], len(a.tries)-a.answered.Len() >= company
+			a.queue = slices.Delete(a.queue, 0, 1)
 			a.mu.Unlock()
-			a.send(batch, buts)
+			if a.send(next); many {
+				time.Sleep(companyFor)
+			}
 		}
 	}()
 }
 
-func (a *Attempts) send(batch []op, buts []string) {
+func (a *Attempts) send(b *batch) {
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
-	keys := make([]redis.Key, 1, 1+len(batch))
-	keys[0] = a.alive
-	args := make([]any, 3, 3+3*len(batch))
-	args[0], args[1], args[2] = a.boot, lease.Milliseconds(), a.Window.Milliseconds()
-	for i, o := range batch {
-		keys, args = append(keys, o.key), append(args, o.kind, o.number, buts[i])
-	}
-	reply, err := a.Store.Run(ctx, together, keys, args...)
-	found, now, err := readReply(reply, err, len(batch))
-	for i, o := range batch {
-		if o.try == nil {
-			continue
-		}
-		o.try.err, o.try.now = err, now
-		if found != nil {
-			o.try.found = found[i]
-		}
-		close(o.try.ready)
-	}
+	reply, err := a.Store.Run(ctx, together, b.keys, a.boot, lease.Milliseconds(), (a.Window + brief).Milliseconds(), b.steps)
+	b.found, b.now, b.err = readReply(reply, err, len(b.keys)-1)
+	close(b.ready)
 }
 
 // readReply reads what a batch found, by step; nil where it found nothing at all.

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"toolbroker/brokers/attempts"
 	"toolbroker/brokers/internal/redis/redistest"
@@ -152,7 +153,8 @@ func TestBounds(t *testing.T) {
 	})
 }
 
-// A session's latest calls are kept, and of all answers as much as there is room for.
+// A session's latest calls are kept, and of all answers as much as there is room for:
+// first those that did not arrive.
 func TestRoom(t *testing.T) {
 	s := redistest.Embedded(t)
 	a, err := attempts.New(attempts.Config{Store: s.Open(t, "acme"), MaxMemory: 100})
@@ -168,6 +170,10 @@ func TestRoom(t *testing.T) {
 	is(t, a, run("acme", "k-254", "s"), gateway.Attempt{Call: "call-1", Doubt: true})
 	is(t, a, run("acme", "k-1", "s"), gateway.Attempt{Call: "call-1", Doubt: true})
 	begin(t, a, run("acme", "k-0", "s"))
+	lose(t, a, "acme", "lost", answer)
+	is(t, a, run("acme", "lost", ""), answer)
+	is(t, a, run("acme", "k-256", "s"), answer)
+	is(t, a, run("acme", "k-255", "s"), gateway.Attempt{Call: "call-1", Doubt: true})
 }
 
 func TestNothingInTheClear(t *testing.T) {
@@ -193,6 +199,49 @@ func TestLeaves(t *testing.T) {
 	b, _ := replica(t, s.Open(t, "acme"))
 	begin(t, b, run("acme", "k", ""))
 	is(t, b, run("acme", "in", "s"), gateway.Attempt{Doubt: true})
+}
+
+// Other replicas can ask about what is kept for a session for a whole window after
+// its end, whether it took long or not.
+func TestKeptForAWindow(t *testing.T) {
+	redistest.Each(t, func(t *testing.T, start func(testing.TB) *redistest.Server) {
+		s := start(t)
+		a, _ := replica(t, s.Open(t, "acme"))
+		left := func(key string) time.Duration {
+			ms, _ := s.Do(t, "PTTL", records+"acme:"+key).(int64)
+			return time.Duration(ms) * time.Millisecond
+		}
+		begin(t, a, run("acme", "quick", "s")).End(gateway.EndWritten, gateway.Attempt{Call: "call-1"})
+		if left("quick") < attempts.Window {
+			t.Errorf("%v left", left("quick"))
+		}
+		slow := begin(t, a, run("acme", "slow", "s"))
+		s.Do(t, "PEXPIRE", records+"acme:slow", time.Minute.Milliseconds())
+		attempts.Age(slow, time.Minute)
+		slow.End(gateway.EndWritten, gateway.Attempt{Call: "call-2"})
+		redistest.Await(t, "it is kept", func() bool { return left("slow") >= attempts.Window })
+	})
+}
+
+// What a session's calls came to outlives a replica that is stopped in order, and a
+// window later it is nobody's any more.
+func TestStoppedInOrder(t *testing.T) {
+	redistest.Each(t, func(t *testing.T, start func(testing.TB) *redistest.Server) {
+		s := start(t)
+		a, stop := replica(t, s.Open(t, "acme", "globex"))
+		b, _ := replica(t, s.Open(t, "acme", "globex"))
+		done := gateway.Attempt{Call: "call-1", Answer: []byte(`{"content":[]}`)}
+		begin(t, a, run("acme", "answered", "s1")).End(gateway.EndWritten, done)
+		begin(t, a, run("acme", "lonely", "")).End(gateway.EndWritten, done)
+		begin(t, a, run("acme", "running", "s1"))
+		stop()
+		is(t, b, run("acme", "answered", "s1"), done)
+		is(t, b, run("acme", "running", "s1"), gateway.Attempt{Doubt: true})
+		begin(t, b, run("acme", "lonely", ""))
+		if s.Advance(0); s.Advance(attempts.Window) {
+			begin(t, b, run("acme", "answered", "s1"))
+		}
+	})
 }
 
 func BenchmarkBegin(b *testing.B) {

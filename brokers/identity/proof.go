@@ -120,10 +120,12 @@ func (ps *proofs) dpop(ctx context.Context, s *subject, raw string, cred gateway
 		return "", refuse(gateway.WhyProof, errors.New("the scheme is DPoP, and the token is bound to no key"))
 	case cred.Proof.Proven != "": // the whole request's, see Proven
 		jkt, _ = strings.CutPrefix(cred.Proof.Proven, jktPrefix)
-	case cred.Proof.Method == "" || cred.Proof.URL == "":
+	case cred.Proof.Method == "":
 		return "", refuse(gateway.WhyProof, errors.New("the token is bound to a key, and without an HTTP request there is nothing to prove it with"))
 	case s.bound.jkt != "" && !cred.DPoP:
 		return "", refuse(gateway.WhyProof, errors.New("the token is bound to a key, and the scheme is not DPoP"))
+	case cred.Proof.URL == "":
+		return "", refuse(gateway.WhyProof, errors.New("the token is bound to a key, and it is not known at which address it was presented"))
 	default:
 		if jkt, err = ps.verify(ctx, cred.Proof, raw); err != nil {
 			return "", err

@@ -16,7 +16,7 @@ import (
 var listingCaps = json.RawMessage(`{"elicitation":{"form":{},"url":{}},"roots":{},"sampling":{}}`)
 
 // errOtherTools is of a process that is not what was listed.
-var errOtherTools = errors.New("the process that was started for the call defines the tool in another way than was accepted")
+var errOtherTools = fmt.Errorf("%w: the process that was started for the call defines the tool in another way than was accepted", gateway.ErrWithheld)
 
 // toolsSaid is what the process behind a link defines, by its own names. It never
 // changes; a new listing makes a new one.

@@ -254,44 +254,184 @@ func TestAsksEndWithTheirCall(t *testing.T) {
 	}
 }
 
-// What comes beside all calls goes to nobody where it could be about several tools,
-// and else to the one that it must be about.
+// What comes beside all calls is of the call that it names, or of all that are under
+// way; log messages go once to each agent that may hear of all of those.
 func TestWhatComesBesideCalls(t *testing.T) {
-	about := func(tools ...string) *desk {
-		d := newDesk(&server{Server: Server{MaxResponse: 1 << 20}})
-		for _, tool := range tools {
-			h := &hearing{about: tool, token: "token of " + tool}
-			c := call{hears: h}
-			if tool == "" {
-				c.hears = nil // one of our own, a ping
-			}
-			d.join(c, true)
-		}
-		return d
-	}
-	ask := message{id: json.RawMessage("1"), method: "roots/list"}
+	type under struct{ name, session, human string }
+	ask := message{id: json.RawMessage("1"), method: "elicitation/create"}
 	progress := message{method: "notifications/progress", params: json.RawMessage(`{"progressToken":"token of b"}`)}
+	a, b, own, deaf := under{name: "a", session: "m"}, under{name: "b", session: "m"}, under{}, under{name: "deaf", session: "m"}
+	x, y, z := under{name: "x", human: "h"}, under{name: "y", human: "h"}, under{name: "z", human: "i"}
 	for _, c := range []struct {
-		under []string
+		under []under
 		m     message
-		want  string
+		about string
+		hears string
 	}{
-		{nil, ask, ""},
-		{[]string{"a"}, ask, "a"},
-		{[]string{"a", ""}, ask, "a"},
-		{[]string{"a", "a"}, ask, "a"},
-		{[]string{"a", "b"}, ask, ""},
-		{[]string{"a", "b"}, progress, "b"},
-		{[]string{"c", "b"}, progress, "b"},
-		{[]string{"a"}, progress, ""},
+		{nil, ask, "", ""},
+		{[]under{a}, ask, "a", "a"},
+		{[]under{own, a, own}, ask, "a", "a"},
+		{[]under{a, b}, ask, "b a", "b"},
+		{[]under{b, a}, progress, "b", "b"},
+		{[]under{a, b, a}, progress, "b", "b"},
+		{[]under{a}, progress, "", ""},
+		{[]under{a, deaf}, ask, "deaf a", "a"},
+		{[]under{x, y}, ask, "y x", "y x"},
+		{[]under{x, y, z}, ask, "z y x", ""},
 	} {
-		got := ""
-		if w := about(c.under...).whose(c.m); w != nil {
-			got = w.call.hears.about
+		d := newDesk(&server{Server: Server{MaxResponse: 1 << 20}})
+		names := map[*hearing]string{}
+		for _, u := range c.under {
+			if u == own { // a ping of ours
+				d.join(call{}, true)
+				continue
+			}
+			h := &hearing{session: u.session, human: u.human, token: "token of " + u.name, out: &ear{}}
+			if u == deaf {
+				h.out = nil
+			}
+			names[h] = u.name
+			d.join(call{hears: h}, true)
+			if u == b { // its server makes a task of it
+				d.join(call{hears: h}, true)
+			}
 		}
-		if got != c.want {
-			t.Errorf("of %q under way, %s belongs to %q", c.under, c.m.method, got)
+		list := func(all []*waiter) string {
+			var some []string
+			for _, w := range all {
+				some = append(some, names[w.call.hears])
+			}
+			return strings.Join(some, " ")
 		}
+		all := d.about(c.m)
+		if got := list(all); got != c.about {
+			t.Errorf("of %v under way, %s is about %q, want %q", c.under, c.m.method, got, c.about)
+		}
+		if got := list(hearers(all)); got != c.hears {
+			t.Errorf("of %v under way, %q hear, want %q", c.under, got, c.hears)
+		}
+	}
+}
+
+// joint is an agent that can be asked about several calls.
+type joint struct {
+	ear
+	askFor func(ctx context.Context, calls []gateway.Stream, method string, params json.RawMessage) (gateway.Result, error)
+}
+
+func (j *joint) AskFor(ctx context.Context, calls []gateway.Stream, method string, params json.RawMessage) (gateway.Result, error) {
+	return j.askFor(ctx, calls, method, params)
+}
+
+// What a child asks while it works on several calls is of all of them: it outlasts any
+// one, and the child is answered in the end, whatever ends first.
+func TestAQuestionOfSeveralCalls(t *testing.T) {
+	for name, c := range map[string]struct {
+		end  string // what happens while the agent is asked
+		want string // what the child is told
+	}{
+		"another call ends":     {"other", `{"jsonrpc":"2.0","id":"q1","result":{"action":"accept"}}`},
+		"its own call ends":     {"own", `{"jsonrpc":"2.0","id":"q1","result":{"action":"accept"}}`},
+		"all calls end":         {"both", `{"jsonrpc":"2.0","id":"q1","error":{"code":-32603,"message":"the client did not answer"}}`},
+		"the agent cannot":      {"cannot", `{"jsonrpc":"2.0","id":"q1","error":{"code":-32601,"message":"not supported by this client"}}`},
+		"one call and it ends":  {"alone", `{"jsonrpc":"2.0","id":"q1","error":{"code":-32603,"message":"the client did not answer"}}`},
+		"the child withdraws":   {"withdrawn", ""},
+		"it says it over again": {"twice", `{"jsonrpc":"2.0","id":"q1","error":{"code":-32601,"message":"not supported by this client"}}`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, _ := start(t, Config{Servers: []Server{self("c", "good")}})
+			asked, answer, ended := make(chan int, 10), make(chan struct{}), make(chan error, 10)
+			j := &joint{}
+			j.askFor = func(ctx context.Context, calls []gateway.Stream, method string, params json.RawMessage) (gateway.Result, error) {
+				asked <- len(calls)
+				if c.end == "cannot" {
+					return gateway.Result{}, gateway.ErrCannotAsk
+				}
+				select {
+				case <-answer:
+					return gateway.Result{Raw: json.RawMessage(`{"action":"accept"}`)}, nil
+				case <-ctx.Done():
+					ended <- ctx.Err()
+					return gateway.Result{}, ctx.Err()
+				}
+			}
+			j.asked = func(ctx context.Context, method string, params json.RawMessage) (gateway.Result, error) {
+				return j.askFor(ctx, []gateway.Stream{j}, method, params)
+			}
+			begin := func(do string) (cancel func(), over chan error) {
+				ctx, cancel := context.WithCancel(t.Context())
+				over = make(chan error, 1)
+				tool, _ := s.Resolve("a", gateway.SortTool, "c__act")
+				go func() {
+					_, err := s.Forward(ctx, gateway.Forward{CallID: "call-1", Tool: tool, Args: json.RawMessage(`{"do":"` + do + `"}`), Session: "m1", Caps: json.RawMessage(allCaps), Open: json.RawMessage(allCaps),
+						Principal: gateway.Principal{ID: "p", Tenant: "a"}, Task: gateway.Task{ID: "t1", Tenant: "a"}}, j)
+					over <- err
+				}()
+				return cancel, over
+			}
+			do := func(what string) string {
+				r, err := forwardTo(t, s, "c__act", `{"do":"`+what+`"}`, j, able(allCaps))
+				return said(t, r, err)
+			}
+			do("ok")
+			d := deskOf(t, s)
+			calls := 1
+			stopOther, otherOver := func() {}, make(chan error)
+			if c.end != "alone" {
+				stopOther, otherOver = begin("hang")
+				awaitWaiting(t, d, 1)
+				calls++
+			}
+			defer stopOther()
+			stop, over := begin("elicit")
+			defer stop()
+			if n := <-asked; n != calls {
+				t.Fatalf("asked about %d calls", n)
+			}
+			if c.end != "cannot" && stoodStill(d) != calls {
+				t.Error("the time that the agent takes counts against a call's")
+			}
+			switch c.end {
+			case "other":
+				stopOther()
+				<-otherOver
+				close(answer)
+				if err := <-over; err != nil {
+					t.Error(err)
+				}
+			case "own":
+				stop()
+				<-over
+				close(answer)
+			case "both", "alone":
+				stop()
+				<-over
+				if stopOther(); c.end == "both" {
+					<-otherOver
+				}
+				<-ended
+			case "withdrawn":
+				do("withdraw")
+				<-ended
+			case "twice":
+				do("elicit again")
+			}
+			for start := time.Now(); ; time.Sleep(time.Millisecond) {
+				got := do("heard")
+				if got == c.want && (c.end != "withdrawn" || len(ended) == 0) {
+					break
+				}
+				if time.Since(start) > 10*time.Second {
+					t.Fatalf("the child was told %q", got)
+				}
+			}
+			if c.end == "twice" {
+				close(answer)
+			}
+			if len(asked) > 0 {
+				t.Error("the agent was asked again")
+			}
+		})
 	}
 }
 
@@ -341,6 +481,53 @@ func TestMessagesOfAChild(t *testing.T) {
 	for i := range ears {
 		if !slices.Equal(ears[i].heard, []string{`notifications/message {"level":"info","data":"hello"}`}) {
 			t.Errorf("%d heard %q", i, ears[i].heard)
+		}
+	}
+}
+
+// stoodStill counts the calls whose clock stands still.
+func stoodStill(d *desk) (n int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, w := range d.waiting {
+		if w.call.hears == nil {
+			continue
+		}
+		c := w.call.hears.clock
+		c.mu.Lock()
+		if c.held > 0 {
+			n++
+		}
+		c.mu.Unlock()
+	}
+	return n
+}
+
+// What a child says while it works on several calls, each agent of those hears once.
+func TestMessagesOfAChildThatWorksOnSeveralCalls(t *testing.T) {
+	const hello = `notifications/message {"level":"info","data":"hello"}`
+	for session, want := range map[string][2]string{"m1": {"", hello}, "": {hello, hello}} { // one agent; two of one workload
+		s, _ := start(t, Config{Servers: []Server{self("c", "good")}})
+		var ears [2]ear
+		in := func(f *gateway.Forward) { f.Session = session }
+		over := make(chan struct{})
+		r, err := forwardTo(t, s, "c__act", `{"do":"ok"}`, nil, in)
+		said(t, r, err)
+		go func() {
+			defer close(over)
+			r, err := forwardTo(t, s, "c__act", `{"do":"later"}`, &ears[0], in)
+			said(t, r, err)
+		}()
+		awaitWaiting(t, deskOf(t, s), 1)
+		r, err = forwardTo(t, s, "c__act", `{"do":"log"}`, &ears[1], in)
+		said(t, r, err)
+		r, err = forwardTo(t, s, "c__act", `{"do":"now"}`, nil, in)
+		said(t, r, err)
+		<-over
+		for i := range ears {
+			if got := strings.Join(ears[i].heard, " "); got != want[i] {
+				t.Errorf("session %q: %d heard %q", session, i, got)
+			}
 		}
 	}
 }

@@ -3,6 +3,7 @@ package servers
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -27,9 +28,9 @@ type besides struct {
 	said    int // in the minute that began at minute
 	minute  time.Time
 	unheard []message
-	telling bool                          // somebody hands them out
-	open    map[string]context.CancelFunc // what the agent is asked now, by the server's id
-	quiet   chan struct{}                 // closed when that is nothing any more; nil while nobody waits
+	telling bool                               // somebody hands them out
+	open    map[string]context.CancelCauseFunc // what the agent is asked now beside single calls, by the server's id
+	quiet   chan struct{}                      // closed when that is nothing any more; nil while nobody waits
 }
 
 // serves says for whom a link is, before it is opened: some servers ask as soon as
@@ -60,7 +61,7 @@ func (d *desk) forAgent(m message, respond func(context.Context, []byte) error) 
 		d.askAgent(*agent, m, respond)
 		return true
 	case m.method == "notifications/message":
-		if w := d.whose(m); w != nil && w.call.hears.out != nil {
+		if len(hearers(d.about(m))) > 0 {
 			return false
 		}
 		d.tellAgent(*agent, m)
@@ -116,17 +117,28 @@ func (d *desk) tellAgent(agent gateway.Stream, m message) {
 // askAgent puts a question to the agent, beside all that goes on, and sends the
 // server the answer.
 func (d *desk) askAgent(agent gateway.Stream, m message, respond func(context.Context, []byte) error) {
+	if !slices.Contains(d.besides.asks, m.method) {
+		d.answer(m, notOurs, respond)
+		return
+	}
+	ctx, over := context.WithTimeout(context.Background(), besideTime)
+	d.question(ctx, over, agent.Ask, m, respond)
+}
+
+// question has something put to an agent, beside all that goes on, until ctx ends, and
+// sends the server the answer. over is called when it is.
+func (d *desk) question(ctx context.Context, over func(), ask func(context.Context, string, json.RawMessage) (gateway.Result, error), m message, respond func(context.Context, []byte) error) {
 	id := string(m.id)
 	r := notOurs
 	d.mu.Lock()
 	switch {
-	case !slices.Contains(d.besides.asks, m.method) || !readable(m) || d.open[id] != nil:
+	case !readable(m) || d.open[id] != nil:
 	case len(d.open) >= maxAtOnce || !d.counted():
 		r = oneAtATime
 	default:
-		ctx, cancel := context.WithTimeout(context.Background(), besideTime)
+		ctx, cancel := context.WithCancelCause(ctx)
 		if d.open == nil {
-			d.open = map[string]context.CancelFunc{}
+			d.open = map[string]context.CancelCauseFunc{}
 		}
 		d.open[id] = cancel
 		d.mu.Unlock()
@@ -134,17 +146,18 @@ func (d *desk) askAgent(agent gateway.Stream, m message, respond func(context.Co
 		go func() {
 			select {
 			case <-d.broken:
-				cancel()
+				cancel(errWithdrawn)
 			case <-done:
 			}
 		}()
 		d.s.tidy(func() {
 			defer close(done)
-			defer cancel()
-			r := put(ctx, agent, m)
-			if ctx.Err() != context.Canceled { // else nobody waits for it any more
+			defer over()
+			r := put(ctx, ask, m)
+			if !errors.Is(context.Cause(ctx), errWithdrawn) {
 				d.answer(m, r, respond)
 			}
+			cancel(nil)
 			d.mu.Lock()
 			defer d.mu.Unlock()
 			if delete(d.open, id); len(d.open) == 0 && d.quiet != nil {
@@ -155,6 +168,7 @@ func (d *desk) askAgent(agent gateway.Stream, m message, respond func(context.Co
 		return
 	}
 	d.mu.Unlock()
+	over()
 	d.answer(m, r, respond)
 }
 
@@ -193,13 +207,11 @@ func (d *desk) answer(m message, r gateway.Result, respond func(context.Context,
 
 // withdraw ends a question that the server takes back.
 func (d *desk) withdraw(params json.RawMessage) {
-	all, _ := members(params)
+	m, _ := memberOf(params, "requestId")
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for _, m := range all {
-		if cancel := d.open[string(m.value)]; m.name == "requestId" && cancel != nil {
-			cancel()
-		}
+	if cancel := d.open[string(m.value)]; cancel != nil {
+		cancel(errWithdrawn)
 	}
 }
 

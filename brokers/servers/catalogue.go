@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	jsonv2 "github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
@@ -28,6 +29,7 @@ const (
 	maxTools      = 5000
 	maxList       = 8 << 20 // bytes of all pages
 	maxDefinition = 256 << 10
+	maxPlaces     = 1 << 20 // bytes: where its numbers stand that no double holds, written out
 )
 
 var toolName = regexp.MustCompile(`^[A-Za-z0-9_.-]{1,128}$`)
@@ -66,6 +68,7 @@ type listing struct {
 	named   map[string]bool           // aliases of the resources that it lists, good ones or not
 	covers  map[string]*regexp.Regexp // what the URIs of its templates look like, by name
 
+	looked       time.Time      // when it was last seen which tools the server has only for some clients
 	instructions []gateway.Tool // what the server said at its greeting, if anything
 }
 
@@ -401,7 +404,7 @@ func (s *server) defineOther(of gateway.Sort, raw json.RawMessage, r *room) (gat
 	if !ok {
 		return gateway.Tool{}, nil, fmt.Errorf("it has no %s", key)
 	}
-	t := gateway.Tool{Sort: of, Name: name, Alias: s.space + name}
+	t := gateway.Tool{Sort: of, Name: name, Alias: s.alias(name)}
 	if of == gateway.SortPrompt {
 		t.Alias = s.prefix + name
 	}
@@ -460,13 +463,18 @@ func digestOf(raw json.RawMessage) (string, error) {
 		return "", errors.New("its definition has no canonical form")
 	}
 	var numbers []string
+	left := maxPlaces
 	for d := jsontext.NewDecoder(bytes.NewReader(raw)); ; {
 		t, err := d.ReadToken()
 		if err != nil {
 			break // its end: it has a canonical form
 		}
 		if t.Kind() == '0' && !gateway.Exact(t.String()) {
-			numbers = append(numbers, strconv.Quote(string(d.StackPointer()))+" "+t.String())
+			n := strconv.Quote(string(d.StackPointer())) + " " + t.String()
+			if left -= len(n); left < 0 {
+				return "", errors.New("its definition holds too many numbers that no double holds")
+			}
+			numbers = append(numbers, n)
 		}
 	}
 	slices.Sort(numbers) // by where they stand, whatever the order of members
@@ -500,7 +508,7 @@ func (s *server) anothers(alias string) bool {
 
 // foreign reports whether a URI is in the name space of any server.
 func (s *server) foreign(uri string) bool {
-	space, _, ok := strings.Cut(uri, "+")
+	space, _, ok := strings.Cut(strings.TrimPrefix(uri, uiScheme), "+")
 	return ok && s.spaces[space+"+"] != ""
 }
 
@@ -527,7 +535,7 @@ func (c *catalogue) unlisted(alias string) (found gateway.Tool, ok bool) {
 			}
 			continue
 		}
-		uri, ours := strings.CutPrefix(alias, l.s.space)
+		uri, ours := l.s.bare(alias)
 		template, covered := l.template(uri)
 		if !ours || l.s.space == "" && !covered || goodURI(uri) != nil {
 			continue

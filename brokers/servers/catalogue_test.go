@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"regexp"
+	"runtime"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -51,7 +52,12 @@ func TestADefinitionKeepsItsBytesButTheName(t *testing.T) {
 
 // One tool that is no good is withheld; the rest of its server stays.
 func TestToolsThatAreWithheld(t *testing.T) {
-	schema := func(s string) string { return `{"name":"bad","inputSchema":` + s + `}` }
+	schema := func(s string) string { // but for one thing it is as MCP wants it
+		if rest, is := strings.CutPrefix(s, "{"); is && !strings.HasPrefix(rest, `"type"`) {
+			s = `{"type":"object",` + rest
+		}
+		return `{"name":"bad","inputSchema":` + s + `}`
+	}
 	for name, bad := range map[string]string{
 		"no object":             `7`,
 		"null":                  `null`,
@@ -110,7 +116,11 @@ func TestToolsThatAreWithheld(t *testing.T) {
 			}
 			seen := d.await(t, "tool.definition.seen", "x", 1)
 			if seen.Count != 1 || !strings.Contains(seen.Detail, "1 withheld: ") {
-				t.Errorf("on record is %d, %s", seen.Count, seen.Detail)
+				t.Errorf("on record is %d, %.500s", seen.Count, seen.Detail)
+			}
+			// What is checked further on would withhold some of them as well.
+			if _, is := strings.CutPrefix(name, "header "); is != strings.Contains(seen.Detail, "x-mcp-header") {
+				t.Errorf("it is withheld because of %.500s", seen.Detail)
 			}
 		})
 	}
@@ -273,6 +283,46 @@ func TestNumbersCount(t *testing.T) {
 	sum := sha256.Sum256([]byte(`{"annotations":{"b":1,"n":1.5},"name":"act"}`))
 	if hash("1.50") != "sha256:"+hex.EncodeToString(sum[:]) {
 		t.Error("an ordinary definition has another hash than its canonical form")
+	}
+}
+
+// allocated says how many bytes f takes in all.
+func allocated(f func()) uint64 {
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	f()
+	runtime.ReadMemStats(&after)
+	return after.TotalAlloc - before.TotalAlloc
+}
+
+// A definition takes no more than a small multiple of its bytes, before anyone has
+// decided that it is to be trusted; one that would is withheld.
+func TestWhatADefinitionTakes(t *testing.T) {
+	long := strings.Repeat("n", 60_000)
+	for name, c := range map[string]struct {
+		x    string
+		good bool
+	}{
+		"numbers in a place with a long name": {`{"` + long + `":[` + strings.Repeat("-0,", 30_000) + `-0]}`, false},
+		"numbers":                             {`[` + strings.Repeat("-0,", 30_000) + `-0]`, true},
+		"a long name":                         {`{"` + long + `":[-0,` + strings.Repeat("0,", 30_000) + `0]}`, true},
+		"deep":                                {strings.Repeat(`{"`+long[:400]+`":[`, 120) + strings.Repeat("-0,", 30_000) + "0" + strings.Repeat("]}", 120), false},
+	} {
+		raw := json.RawMessage(`{"name":"act","inputSchema":{"type":"object"},"x":` + c.x + `}`)
+		var tool gateway.Tool
+		var err error
+		took := allocated(func() { tool, err = (&server{}).define(raw, newRoom()) })
+		if (err == nil) != c.good || tool.Name != "act" || !c.good && !strings.Contains(err.Error(), "numbers") {
+			t.Errorf("%s: %v", name, err)
+		}
+		if took > 400*uint64(len(raw)) {
+			t.Errorf("%s: %d bytes take %d", name, len(raw), took)
+		}
+	}
+	// Where a list can be written in many ways, each makes its parts anew.
+	schema := `{"type":"object","x":[{"` + long + `":{}}],"allOf":[` + strings.Repeat(`{"$ref":"#/x/00"},{"$ref":"#/x/+0"},`, 10) + `{}]}`
+	if _, err := compile(json.RawMessage(schema), newRoom()); err == nil || !strings.Contains(err.Error(), "too many parts") {
+		t.Errorf("%v", err)
 	}
 }
 
@@ -454,7 +504,9 @@ func TestListingWithACredential(t *testing.T) {
 	}
 	s, d := start(t, Config{Discovery: discovery, Servers: []Server{
 		{Name: "x", URL: f.serve(t), Class: "static", Protocol: Legacy, Refresh: time.Hour}, {Name: "open", URL: (&fake{}).serve(t)}}})
-	for _, want := range []string{"initialize x for a", "notifications/initialized x for a", "tools/list x for a", " x for a"} {
+	for _, want := range []string{"initialize x for a", "notifications/initialized x for a", "tools/list x for a",
+		"initialize x for a", "notifications/initialized x for a", "tools/list x for a", " x for a", // as who can be asked nothing
+		" x for a"} {
 		if got := <-seen; got != want {
 			t.Errorf("the server saw %q, not %q", got, want)
 		}

@@ -294,7 +294,7 @@ func (o *outgoing) failed(why error) error {
 	if o.state.CompareAndSwap(0, 2) || o.state.Load() == 2 {
 		return notSent(why)
 	}
-	return why
+	return sent(why)
 }
 
 func (c *child) enqueue(ctx context.Context, o *outgoing) error {
@@ -399,8 +399,15 @@ func (c *child) read() {
 	r := lines{from: c.out, limit: c.s.MaxResponse}
 	for {
 		line, err := r.next()
-		if err == nil {
+		switch {
+		case err == nil:
 			err = c.take(line)
+		case errors.Is(err, errTooBig):
+			var head, tail []byte
+			var size int64
+			if head, tail, size, err = r.skip(maxSkipped); err == nil {
+				err = c.desk.skipped(head, tail, size, c.respond)
+			}
 		}
 		switch {
 		case err == nil:
@@ -423,6 +430,9 @@ func (c *child) take(line []byte) error {
 	}
 	line = bytes.Clone(line) // its parts outlive the buffer
 	m, err := parse(line)
+	if errors.Is(err, errTooMany) {
+		return err
+	}
 	if err != nil {
 		return errChildRubbish
 	}

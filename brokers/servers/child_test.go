@@ -324,7 +324,7 @@ func TestHostileChildren(t *testing.T) {
 	s, _ := start(t, Config{Servers: []Server{c, self("other", "good")}})
 	r, err := act(t, s, "other", "pid")
 	other := said(t, r, err)
-	for bad, want := range map[string]error{"exit": errChildEnded, "rubbish": gateway.ErrBadAnswer, "strange id": gateway.ErrBadAnswer, "forged": gateway.ErrBadAnswer, "big": gateway.ErrBadAnswer, "flood": gateway.ErrBadAnswer} {
+	for bad, want := range map[string]error{"exit": errChildEnded, "rubbish": gateway.ErrBadAnswer, "strange id": gateway.ErrBadAnswer, "forged": gateway.ErrBadAnswer, "big and nobody's": gateway.ErrTooLong, "big to somebody else": gateway.ErrBadAnswer, "flood": gateway.ErrBadAnswer} {
 		t.Run(bad, func(t *testing.T) {
 			before := task(strings.ReplaceAll(bad, " ", "-"))
 			neighbour, err := act(t, s, "c", "pid")

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -141,7 +140,7 @@ func (s *server) carry(ctx context.Context, l link, f gateway.Forward, c call) (
 		} else {
 			s.tidy(t.cancel)
 		}
-		return message{}, ran{err}
+		return message{}, sent(err)
 	}
 	return m, nil
 }
@@ -154,12 +153,6 @@ func (t *tree) member(i int, name string) (json.RawMessage, bool) {
 	}
 	return t.value(at), true
 }
-
-// ran is the error of a call that the server has made a task of: whatever could not
-// be sent since, the call was.
-type ran struct{ error }
-
-func (r ran) Is(target error) bool { return target != gateway.ErrNotSent && errors.Is(r.error, target) }
 
 func readTask(raw json.RawMessage) (state taskState, err error) {
 	if jsonv2.Unmarshal(raw, &state) != nil || state.ID == "" || len(state.ID) > maxRemote {
@@ -235,9 +228,9 @@ func (h *hearing) concerns(m message) bool {
 	case m.method == taskStatus:
 		id = textOf(m.params, "taskId")
 	case !m.notification():
-		all, _ := members(m.params)
-		meta, _ := members(json.RawMessage(valueOf(all, "_meta")))
-		id = textOf(json.RawMessage(valueOf(meta, relatedTask)), "taskId")
+		meta, _ := memberOf(m.params, "_meta")
+		about, _ := memberOf(meta.value, relatedTask)
+		id = textOf(about.value, "taskId")
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()

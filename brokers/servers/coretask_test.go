@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -68,7 +69,8 @@ func newTasker(t *testing.T, caps, made string, states ...string) (*tasker, stri
 			s.looks++
 			s.looked <- true
 			if strings.HasPrefix(state, "HTTP ") {
-				w.WriteHeader(http.StatusServiceUnavailable)
+				status, _ := strconv.Atoi(state[len("HTTP "):])
+				w.WriteHeader(status)
 				return true
 			}
 			say(state)
@@ -115,6 +117,7 @@ func TestCoreTasks(t *testing.T) {
 		"its server runs no tasks": {`{"tools":{},"tasks":{"requests":{"sampling":{}}}}`, "", nil, "", `plain`, "", false},
 		"its tasks are no object":  {`{"tools":{},"tasks":7}`, "", nil, "", `plain`, "", false},
 		"looks do not get through": {taskCaps, `{"task":` + taskIs("working", "") + `}`, []string{"HTTP 503"}, "", "", "HTTP 503", true},
+		"its session is forgotten": {taskCaps, `{"task":` + taskIs("working", "") + `}`, []string{"HTTP 404"}, "", "", "HTTP 404", false},
 		"its server forgot it":     {taskCaps, `{"task":` + taskIs("working", "") + `}`, []string{`"error":{"code":-32602,"message":"no such task"}`}, "", "", "says nothing of its task, with error -32602", true},
 		"it cannot be read":        {taskCaps, `{"task":{"taskId":7}}`, nil, "", "", "cannot be read", false},
 		"its state is none":        {taskCaps, `{"task":` + taskIs("working", "") + `}`, []string{`"result":` + taskIs("paused", "")}, "", "", "a state that nobody knows", true},

@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"maps"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -25,7 +27,8 @@ type desk struct {
 	last    int64
 	noise   int64 // bytes that answered none, since the last request and in the last minute
 	since   time.Time
-	strays  int // requests of the server's that belong to no call
+	waste   int64 // likewise bytes of messages that were too long to be kept
+	strays  int   // requests of the server's that belong to no call
 	topics  map[string]map[int64]func()
 	orders  chan struct{}             // holds one: subscribing and logging levels change one at a time
 	level   string                    // of log messages, as the server was last told
@@ -107,11 +110,11 @@ func (d *desk) await(ctx context.Context, id int64, w *waiter, failed func(error
 				return message{}, err
 			}
 		case m := <-w.answer:
-			return m, w.catchUp()
+			return w.answered(m)
 		case <-d.broken:
 			select {
 			case m := <-w.answer: // it was the last thing the server said
-				return m, w.catchUp()
+				return w.answered(m)
 			default:
 			}
 			return message{}, failed(d.why)
@@ -123,6 +126,14 @@ func (d *desk) await(ctx context.Context, id int64, w *waiter, failed func(error
 			return message{}, err
 		}
 	}
+}
+
+func (w *waiter) answered(m message) (message, error) {
+	err := w.catchUp()
+	if err == nil && m.tooLong {
+		err = errTooBig
+	}
+	return m, err
 }
 
 // catchUp hands on what was told before the answer.
@@ -148,9 +159,9 @@ func (d *desk) take(m message, size int, respond func(context.Context, []byte) e
 	if d.forAgent(m, respond) {
 		return d.ignore(size)
 	}
-	w := d.whose(m)
+	all := d.about(m)
 	if m.method == "notifications/progress" || m.method == "notifications/message" {
-		if w != nil {
+		for _, w := range hearers(all) {
 			select {
 			case w.report <- m:
 			default: // its agent does not keep up; what it is told may be lost
@@ -158,11 +169,7 @@ func (d *desk) take(m message, size int, respond func(context.Context, []byte) e
 		}
 		return d.ignore(size)
 	}
-	var h *hearing
-	if w != nil {
-		h = w.call.hears
-	}
-	if err := d.aside(m, h, respond); err != nil {
+	if err := d.besideCalls(m, all, respond); err != nil {
 		return err
 	}
 	return d.ignore(size)
@@ -174,7 +181,7 @@ func (d *desk) deliver(m message, size int) error {
 	defer d.mu.Unlock()
 	w := d.waiting[id]
 	if w == nil && (id < d.first || id > d.last || d.first == 0) {
-		return unusable("the server answered something that nobody asked")
+		return errUnasked
 	}
 	if w == nil {
 		return d.ignored(size) // its caller is gone
@@ -191,9 +198,8 @@ func (d *desk) aside(m message, h *hearing, respond func(context.Context, []byte
 	case m.method == "notifications/cancelled":
 		if h != nil {
 			h.withdraw(m.params)
-		} else {
-			d.withdraw(m.params)
 		}
+		d.withdraw(m.params)
 	case m.method == "notifications/resources/updated":
 		d.updated(m.params)
 	case m.method == taskStatus:
@@ -231,50 +237,120 @@ func (d *desk) aside(m message, h *hearing, respond func(context.Context, []byte
 	return nil
 }
 
-// whose finds the call that a message belongs to which came beside all calls: by
-// what it says, else the one call under way. Where there are several they must be
-// about the same tool, as what is asked is decided on the tool; any of them will do.
-func (d *desk) whose(m message) *waiter {
+// about finds the calls that a message may be about which came beside all calls: the
+// one that it names, else those under way, the newest first.
+func (d *desk) about(m message) (all []*waiter) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	var found *waiter
-	var latest int64
-	for id, w := range d.waiting {
+	for _, id := range slices.Backward(slices.Sorted(maps.Keys(d.waiting))) {
+		w := d.waiting[id]
 		h := w.call.hears
 		if h == nil {
 			continue
 		}
 		switch {
 		case h.concerns(m):
-			return w
+			return []*waiter{w}
 		case m.method == "notifications/progress":
 			if hasToken(m.params, h.token) {
-				return w
+				return []*waiter{w}
 			}
 		case m.method == "notifications/cancelled":
 			if h.asked(m.params) {
-				return w
+				return []*waiter{w}
 			}
-		case found != nil && found.call.hears.about != h.about:
-			return nil
-		case id > latest:
-			found, latest = w, id
+		case !slices.ContainsFunc(all, func(o *waiter) bool { return o.call.hears == h }): // a call that is a task at its server is there twice
+			all = append(all, w)
 		}
 	}
-	return found
+	return all
+}
+
+// hearers are those whose agents hear a log message that may be about any of these
+// calls. An agent of a session hears it once. Agents without one share a link only
+// where they are one workload on one task, which may make each of the calls, so that
+// each hears it; but where the calls are for several humans, nobody does.
+func hearers(all []*waiter) (some []*waiter) {
+	for _, w := range all {
+		h := w.call.hears
+		switch {
+		case h.session != all[0].call.hears.session || h.human != all[0].call.hears.human:
+			return nil
+		case h.out != nil && (h.session == "" || len(some) == 0):
+			some = append(some, w)
+		}
+	}
+	return some
+}
+
+// besideCalls deals with what came beside all calls and may be about any of these.
+func (d *desk) besideCalls(m message, all []*waiter, respond func(context.Context, []byte) error) error {
+	switch {
+	case len(all) == 0:
+		return d.aside(m, nil, respond)
+	case len(all) > 1 && isAsk(m.method) && !m.notification():
+		return d.askFor(all, m, respond)
+	}
+	return d.aside(m, all[0].call.hears, respond)
+}
+
+// askFor puts a question of which its server does not say for which of several calls it
+// is: it is their session's, until it is answered or all of them are over.
+func (d *desk) askFor(all []*waiter, m message, respond func(context.Context, []byte) error) error {
+	var calls []*hearing
+	var streams []gateway.Stream
+	for _, w := range all {
+		h := w.call.hears
+		calls, streams = append(calls, h), append(streams, h.out)
+		if h.task.Load() != nil {
+			m.params = cut(m.params, "_meta", relatedTask)
+		}
+		ok, err := h.counts(string(m.id))
+		if err != nil {
+			return err
+		}
+		if !ok {
+			d.answer(m, notOurs, respond)
+			return nil
+		}
+	}
+	joint, ok := streams[0].(gateway.Joint)
+	if !ok {
+		d.answer(m, notOurs, respond)
+		return nil
+	}
+	if m.method == gateway.MethodElicit {
+		d.sends(calls[0].session, m.params)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	var left atomic.Int64
+	left.Store(int64(len(calls)))
+	for _, h := range calls {
+		h.clock.hold()
+		context.AfterFunc(h.ctx, func() {
+			if left.Add(-1) == 0 {
+				cancel()
+			}
+		})
+	}
+	over := func() {
+		cancel()
+		for _, h := range calls {
+			h.clock.run()
+		}
+	}
+	d.question(ctx, over, func(ctx context.Context, method string, params json.RawMessage) (gateway.Result, error) {
+		return joint.AskFor(ctx, streams, method, params)
+	}, m, respond)
+	return nil
 }
 
 // asked reports whether the agent is being asked what a cancellation names.
 func (h *hearing) asked(params json.RawMessage) bool {
-	all, _ := members(params)
+	m, ok := memberOf(params, "requestId")
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	for _, m := range all {
-		if m.name == "requestId" && h.open[string(m.value)] != nil {
-			return true
-		}
-	}
-	return false
+	return ok && h.open[string(m.value)] != nil
 }
 
 func (d *desk) ignore(size int) error {
@@ -287,7 +363,7 @@ func (d *desk) ignore(size int) error {
 // of its own accord over days is none.
 func (d *desk) ignored(size int) error {
 	if now := time.Now(); now.Sub(d.since) > time.Minute {
-		d.noise, d.since = 0, now
+		d.noise, d.waste, d.since = 0, 0, now
 	}
 	if d.noise += int64(size) + 64; d.noise > d.s.MaxResponse {
 		return errNoise

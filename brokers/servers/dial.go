@@ -72,9 +72,24 @@ func (r reach) check(_, address string, _ syscall.RawConn) error {
 	return nil
 }
 
-// transport makes the way to one server: nobody else's connections, no redirects,
-// no cookies. Where a proxy is used, it is the proxy that is connected to.
-func (s *Servers) transport(srv *server, u *url.URL) (*http.Transport, error) {
+// A way takes requests to one server and brings back what it answers: over nobody
+// else's connections, following no redirect and keeping no cookie.
+type way interface {
+	// trip sends a request, whose body u holds, at most once. It sets u.sent before
+	// anything can have gone out. All ends with the request's context, the body of
+	// the response too, unless it is a [lasting] one.
+	trip(r *http.Request, u *upload) (*http.Response, error)
+	CloseIdleConnections()
+}
+
+// lasting is a body that can be read on when its request's context has ended.
+type lasting interface{ outlast(d time.Duration) }
+
+type dialer func(ctx context.Context, network, address string) (net.Conn, error)
+
+// way makes the way to one server. Where a proxy may be used, it may be the proxy that is
+// connected to.
+func (s *Servers) way(srv *server, u *url.URL) (way, error) {
 	r := reach{loopback: local(u), private: srv.AllowPrivate}
 	for _, text := range srv.Allow {
 		n, err := netip.ParsePrefix(text)
@@ -93,7 +108,10 @@ func (s *Servers) transport(srv *server, u *url.URL) (*http.Transport, error) {
 		port = map[string]string{"http": "80", "https": "443"}[u.Scheme]
 	}
 	own := net.JoinHostPort(u.Hostname(), port)
-	return &http.Transport{
+	if u.Scheme == "http" && s.config.Proxy == nil {
+		return newLean(u, own, checked.DialContext)
+	}
+	return full{&http.Transport{
 		Proxy:           s.config.Proxy,
 		TLSClientConfig: s.config.TLS.Clone(),
 		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
@@ -105,11 +123,11 @@ func (s *Servers) transport(srv *server, u *url.URL) (*http.Transport, error) {
 		TLSHandshakeTimeout:    5 * time.Second,
 		ForceAttemptHTTP2:      true,
 		DisableCompression:     true, // bytes are the server's; and nothing small becomes big
-		MaxIdleConns:           256,
-		MaxIdleConnsPerHost:    256, // there is one
-		IdleConnTimeout:        time.Minute,
-		MaxResponseHeaderBytes: 64 << 10,
-	}, nil
+		MaxIdleConns:           maxIdle,
+		MaxIdleConnsPerHost:    maxIdle, // there is one
+		IdleConnTimeout:        idleFor,
+		MaxResponseHeaderBytes: maxHead,
+	}}, nil
 }
 
 // local reports whether a URL says of itself that it is on this machine.

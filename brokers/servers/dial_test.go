@@ -3,12 +3,15 @@ package servers
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/netip"
 	"strings"
-	"sync/atomic"
+	"syscall"
 	"testing"
+	"time"
 
 	"toolbroker/gateway"
 )
@@ -86,13 +89,23 @@ func TestTheAddressIsLookedAtWhenItIsUsed(t *testing.T) {
 		{Server{URL: "https://tools.example/", AllowPrivate: true}, false},
 		{Server{URL: "https://tools.example/", Allow: []string{"127.0.0.1/32"}}, true},
 		{Server{URL: "http://localhost/"}, true},
+		{Server{URL: "http://tools.example/"}, false},
+		{Server{URL: "http://tools.example/", AllowPrivate: true}, false},
+		{Server{URL: "http://tools.example/", Allow: []string{"127.0.0.1/32"}}, true},
 	} {
 		c.s.Name = "x"
 		s, err := New(Config{Tenants: []string{"a"}, Servers: []Server{c.s}})
 		if err != nil {
 			t.Fatal(err)
 		}
-		conn, err := s.servers["x"].transport.DialContext(t.Context(), "tcp", l.Addr().String())
+		var dial dialer
+		switch w := s.servers["x"].way.(type) {
+		case full:
+			dial = w.DialContext
+		case *lean:
+			dial = w.dial
+		}
+		conn, err := dial(t.Context(), "tcp", l.Addr().String())
 		if (err == nil) != c.ok || err != nil && !strings.Contains(err.Error(), "does not allow") {
 			t.Errorf("%+v: %v", c.s, err)
 		}
@@ -148,52 +161,57 @@ func TestAddressesThatMustBeAllowed(t *testing.T) {
 	}
 }
 
+// lapse has a breaker let one call try.
+func (b *breaker) lapse() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.all.until = time.Time{}
+	for _, c := range b.troubled {
+		c.until = time.Time{}
+	}
+}
+
 // One that cannot be reached is left alone for a while, for its own callers only;
 // then one call tries it.
 func TestTheBreaker(t *testing.T) {
 	f := &fake{modern: true}
-	var down atomic.Bool
-	var calls atomic.Int32
-	url := serveReal(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if down.Load() {
-			calls.Add(1)
-			c, _, _ := w.(http.Hijacker).Hijack()
-			c.Close()
-			return
-		}
-		f.ServeHTTP(w, r)
-	}))
-	s, _ := start(t, Config{Servers: []Server{{Name: "x", URL: url}, {Name: "good", URL: (&fake{}).serve(t)}}})
-	b := s.servers["x"].breaker
-	down.Store(true)
+	web := httptest.NewServer(f)
+	t.Cleanup(func() { web.Close() })
+	s, _ := start(t, Config{Servers: []Server{{Name: "x", URL: web.URL}, {Name: "good", URL: (&fake{}).serve(t)}}})
+	another := func(f *gateway.Forward) { f.Principal = gateway.Principal{ID: "q", Tenant: "b"}; f.Task.Tenant = "b" }
+	address := web.Listener.Addr().String()
+	web.CloseClientConnections()
+	web.Close()
+	_, _ = forward(t, s, "x__act", `{}`) // over a connection that was there
 	for range trips {
-		if _, err := forward(t, s, "x__act", `{}`); err == nil || errors.Is(err, errOpen) {
-			t.Fatalf("it ended with %v", err)
+		if _, err := forward(t, s, "x__act", `{}`); err == nil {
+			t.Fatal("it reached something")
 		}
 	}
-	was := calls.Load()
-	_, err := forward(t, s, "x__act", `{}`)
-	if !errors.Is(err, errOpen) || !errors.Is(err, gateway.ErrNotSent) || calls.Load() != was {
-		t.Errorf("it ended with %v after %d calls", err, calls.Load()-was)
+	for _, who := range []func(*gateway.Forward){func(*gateway.Forward) {}, another} {
+		if _, err := forward(t, s, "x__act", `{}`, who); !errors.Is(err, errOpen) || !errors.Is(err, gateway.ErrNotSent) {
+			t.Errorf("it ended with %v", err)
+		}
 	}
 	if _, err := forward(t, s, "good__act", `{}`); err != nil {
 		t.Error(err)
 	}
 	// A probe that fails leaves it open; one that works closes it.
-	lapse := func() {
-		b.mu.Lock()
-		b.until = b.until.Add(-b.cools)
-		b.mu.Unlock()
-	}
-	lapse()
+	s.servers["x"].breaker.lapse()
 	if _, err := forward(t, s, "x__act", `{}`); err == nil || errors.Is(err, errOpen) {
 		t.Errorf("it was not tried: %v", err)
 	}
 	if _, err := forward(t, s, "x__act", `{}`); !errors.Is(err, errOpen) {
 		t.Errorf("it ended with %v", err)
 	}
-	down.Store(false)
-	lapse()
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	back := &httptest.Server{Listener: l, Config: &http.Server{Handler: f}}
+	back.Start()
+	defer back.Close()
+	s.servers["x"].breaker.lapse()
 	for range 2 {
 		if _, err := forward(t, s, "x__act", `{}`); err != nil {
 			t.Error(err)
@@ -201,49 +219,111 @@ func TestTheBreaker(t *testing.T) {
 	}
 }
 
-// What counts against a server, and what does not.
+// What one workload's calls bring a server to do to them shuts nobody else out, and no
+// call of that workload to another server.
+func TestOneWorkloadOpensNoBreakerForAll(t *testing.T) {
+	for name, drops := range map[string]func(w http.ResponseWriter){
+		"hangs up":     func(w http.ResponseWriter) { c, _, _ := w.(http.Hijacker).Hijack(); c.Close() },
+		"times out":    func(w http.ResponseWriter) { w.WriteHeader(http.StatusGatewayTimeout) },
+		"is no server": func(w http.ResponseWriter) { w.WriteHeader(http.StatusBadGateway) },
+	} {
+		for _, modern := range []bool{true, false} {
+			f := &fake{modern: modern, session: "s"}
+			f.before = func(w http.ResponseWriter, _ *http.Request, m fakeMessage) bool {
+				bad := strings.Contains(string(m.Params), "evil")
+				if bad {
+					drops(w)
+				}
+				return bad
+			}
+			s, _ := start(t, Config{Servers: []Server{{Name: "x", URL: f.serve(t)}}})
+			evil := `{"a":"evil"}`
+			for range 3 * trips {
+				_, _ = forward(t, s, "x__act", evil)
+			}
+			if _, err := forward(t, s, "x__act", evil); !errors.Is(err, errShort) || !errors.Is(err, gateway.ErrNotSent) {
+				t.Errorf("%s, modern %v: its own calls end with %v", name, modern, err)
+			}
+			for _, who := range []gateway.Principal{{ID: "q", Tenant: "a"}, {ID: "p", Tenant: "b"}} {
+				if _, err := forward(t, s, "x__act", `{}`, func(f *gateway.Forward) { f.Principal, f.Task.Tenant = who, who.Tenant }); err != nil {
+					t.Errorf("%s, modern %v: another's end with %v", name, modern, err)
+				}
+			}
+			s.servers["x"].breaker.lapse()
+			for range 2 {
+				if _, err := forward(t, s, "x__act", `{}`); err != nil {
+					t.Errorf("%s, modern %v: a good one ends with %v", name, modern, err)
+				}
+			}
+		}
+	}
+}
+
+// What counts against a server, and for whom.
 func TestWhatTheBreakerCounts(t *testing.T) {
+	p, q := workload{"a", "p"}, workload{"b", "q"}
 	for _, c := range []struct {
-		err    error
-		counts bool
+		err       error
+		own, alls bool
 	}{
-		{notSent(errUnreachable), true},
-		{lost("x"), true},
-		{statusError(503), true},
-		{statusError(500), false},
-		{statusError(401), false},
-		{errRubbish, false},
-		{errTooBig, false},
-		{context.DeadlineExceeded, false}, // slow, not gone: one agent could else shut out all
-		{context.Canceled, false},
-		{nil, false},
+		{notSent(fmt.Errorf("%w: %w", errUnreachable, syscall.ECONNREFUSED)), true, true},
+		{lost("x"), true, false},
+		{statusError(503), true, false},
+		{notSent(fmt.Errorf("%w: %w: %w", errUnreachable, errWaited, context.DeadlineExceeded)), true, false}, // its time may have gone elsewhere
+		{notSent(errors.New("a header")), false, false},
+		{statusError(500), false, false},
+		{statusError(401), false, false},
+		{errRubbish, false, false},
+		{errTooBig, false, false},
+		{context.DeadlineExceeded, false, false}, // slow, not gone: one agent could else shut out all
+		{context.Canceled, false, false},
+		{nil, false, false},
 	} {
 		b := &breaker{cools: cools}
 		for range trips {
-			done, err := b.enter()
+			done, err := b.enter(p)
 			if err != nil {
 				t.Fatal(err)
 			}
 			done(c.err)
 		}
-		if _, err := b.enter(); (err != nil) != c.counts {
+		if _, err := b.enter(p); (err != nil) != c.own {
 			t.Errorf("after %v: %v", c.err, err)
+		}
+		if _, err := b.enter(q); (err != nil) != c.alls {
+			t.Errorf("after %v, another: %v", c.err, err)
+		}
+		if b.works(); b.failing(p) != nil {
+			t.Errorf("after %v it does not close", c.err)
 		}
 	}
 	// One probe at a time; one that came to nothing is not held against anyone.
-	b := &breaker{}
-	for range trips {
-		b.done(lost("x"))
+	for _, why := range []error{notSent(errUnreachable), lost("x")} {
+		b := &breaker{cools: cools}
+		for range trips {
+			b.done(p, why)
+		}
+		b.lapse()
+		probe, err := b.enter(p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if b.failing(p) == nil {
+			t.Error("two probes at once")
+		}
+		probe(context.Canceled)
+		if err := b.failing(p); err != nil {
+			t.Error("no probe after one that was cancelled")
+		}
 	}
-	probe, err := b.enter()
-	if err != nil {
-		t.Fatal(err)
+	// Nobody keeps others waiting with a memory full of workloads.
+	b := &breaker{cools: cools}
+	for i := range 2 * maxTroubled {
+		b.done(workload{"a", fmt.Sprint(i)}, lost("x"))
 	}
-	if _, err := b.enter(); err == nil {
-		t.Error("two probes at once")
-	}
-	probe(context.Canceled)
-	if _, err := b.enter(); err != nil {
-		t.Error("no probe after one that was cancelled")
+	if len(b.troubled) > maxTroubled {
+		t.Errorf("%d are remembered", len(b.troubled))
 	}
 }
+
+func (b *breaker) failing(of workload) error { _, err := b.enter(of); return err }

@@ -82,6 +82,64 @@ func TestECMAThatTakesLong(t *testing.T) {
 	}
 }
 
+// What one caller's text takes of a tool's pattern is not missing for another's.
+func TestAPatternThatAnotherUsesUp(t *testing.T) {
+	check, err := compile(json.RawMessage(`{"type":"object","properties":{"a":{"pattern":"^(?!admin)(([a-z])+.)+[A-Z]([a-z])+$"}},"required":["a"]}`), newRoom())
+	if err != nil {
+		t.Fatal(err)
+	}
+	evil, good, bad := json.RawMessage(`{"a":"`+strings.Repeat("a", 300)+`"}`), json.RawMessage(`{"a":"ab.Cd"}`), json.RawMessage(`{"a":"admin"}`)
+	for range 20 {
+		if err := check(evil); err == nil || !strings.Contains(err.Error(), "cannot be checked") {
+			t.Fatal(err)
+		}
+		if err := check(good); err != nil {
+			t.Fatalf("a good one: %v", err)
+		}
+		if err := check(bad); err == nil || strings.Contains(err.Error(), "cannot be checked") {
+			t.Fatalf("a bad one: %v", err)
+		}
+	}
+	// Nor does a good one wait for those that take long.
+	for range cap(slowly) {
+		slowly <- struct{}{}
+	}
+	waits := make(chan error)
+	go func() { waits <- check(evil) }()
+	if err := check(good); err != nil {
+		t.Error(err)
+	}
+	for range cap(slowly) {
+		<-slowly
+	}
+	if <-waits == nil {
+		t.Error("it was checked")
+	}
+}
+
+// What checks keep for the library they keep no longer than they last.
+func TestWhatAPatternKeeps(t *testing.T) {
+	r, err := ecma(goPattern)("^(?!x)")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := r.(*ecmaPattern)
+	one, two := newAllowance(), newAllowance()
+	for _, a := range []*allowance{one, two, one} {
+		if !a.match(p, "a") || a.match(p, "x") {
+			t.Error("it says something else")
+		}
+	}
+	one.close()
+	if !p.MatchString("a") || p.MatchString("x") || !p.MatchString("b") || len(p.known) != 2 {
+		t.Errorf("%d are known", len(p.known))
+	}
+	two.close()
+	if len(p.known) != 0 {
+		t.Errorf("%d are known when nobody asks", len(p.known))
+	}
+}
+
 // No pattern brings the gateway down, or keeps it busy.
 func FuzzECMA(f *testing.F) {
 	for _, s := range []string{`^(a+)+(?!b)$`, `(?<=(a|b)*)c\1`, strings.Repeat("(", 500) + "(?=a)" + strings.Repeat(")*", 500), `[` + strings.Repeat(`\p{L}`, 100) + `](?=a)`, `(?=(a{2147483647}){2147483647})`, `\k<a>(?<a>)`} {

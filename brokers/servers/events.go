@@ -74,7 +74,7 @@ func (e *events) read(body io.Reader, f func(data []byte) (done bool, err error)
 			}
 		case string(field) == "event":
 			name = clip(string(value))
-		case string(field) == "id" && len(value) <= maxSession && !bytes.ContainsRune(value, 0):
+		case string(field) == "id" && len(value) <= maxSession && !bytes.ContainsFunc(value, control):
 			id = string(value)
 		case string(field) == "retry":
 			if ms, err := strconv.ParseUint(string(value), 10, 31); err == nil {
@@ -83,6 +83,9 @@ func (e *events) read(body io.Reader, f func(data []byte) (done bool, err error)
 		}
 	}
 }
+
+// control reports whether no header can hold r.
+func control(r rune) bool { return r < ' ' && r != '\t' || r == 0x7f }
 
 // lines reads a stream line by line.
 type lines struct {
@@ -107,10 +110,11 @@ func (l *lines) next() ([]byte, error) {
 		have := l.room[l.at:l.end]
 		if i := bytes.IndexByte(have[looked:], '\n'); i >= 0 {
 			line := have[:looked+i]
-			l.at += len(line) + 1
+			end := len(line) + 1
 			if line = bytes.TrimSuffix(line, []byte("\r")); int64(len(line)) > l.limit {
 				return nil, errTooBig
 			}
+			l.at += end
 			return line, nil
 		}
 		if looked = len(have); int64(looked) > l.limit+1 {
@@ -122,6 +126,38 @@ func (l *lines) next() ([]byte, error) {
 		l.more()
 	}
 }
+
+// skip reads on to the end of the line for which next said errTooBig, and returns how
+// long it is and what stands at its beginning and at its end. Of one that is longer
+// than most it returns errTooBig.
+func (l *lines) skip(most int64) (head, tail []byte, size int64, err error) {
+	head, _, _ = bytes.Cut(l.room[l.at:min(l.end, l.at+maxEdge)], []byte("\n"))
+	head = bytes.Clone(head)
+	for {
+		have := l.room[l.at:l.end]
+		i := bytes.IndexByte(have, '\n')
+		if i >= 0 {
+			have = have[:i]
+		}
+		size += int64(len(have))
+		tail = append(tail, have[max(0, len(have)-maxEdge):]...)
+		tail = append(tail[:0], tail[max(0, len(tail)-maxEdge):]...)
+		l.at += len(have)
+		switch {
+		case i >= 0:
+			l.at++
+			return head, tail, size, nil
+		case size > most:
+			return nil, nil, size, errTooBig
+		case l.err != nil:
+			return nil, nil, size, l.err
+		}
+		l.more()
+	}
+}
+
+// maxEdge is how much of a line that is too long is looked at, from either end.
+const maxEdge = 4 << 10
 
 // more reads once, and makes room for it before.
 func (l *lines) more() {

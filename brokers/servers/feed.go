@@ -38,12 +38,13 @@ type feed struct {
 
 	tried   chan struct{} // closed when the server was asked once
 	once    sync.Once
-	down    bool          // these six are the loop's own
-	listed  time.Time     // when it was last asked, and had answered
-	spacing time.Duration // before it is asked again
-	prompts bool          // it said that it changed since it was last asked
-	told    string        // what it said at its greeting of how to use it
-	current *listing      // also read by publish, under Servers.mu
+	down    bool                            // these seven are the loop's own
+	listed  time.Time                       // when it was last asked, and had answered
+	spacing time.Duration                   // before it is asked again
+	prompts bool                            // it said that it changed since it was last asked
+	told    string                          // what it said at its greeting of how to use it
+	bare    func() (map[string]bool, error) // what the server lists to a client that can be asked nothing; nil: it was not asked yet
+	current *listing                        // also read by publish, under Servers.mu
 }
 
 func (f *feed) nudge() {
@@ -124,6 +125,12 @@ func (f *feed) visit(ctx context.Context) (time.Duration, error) {
 	}
 	defer back()
 	f.calm() // what was told until now is seen by this
+	if f.s.kind == stdio && f.current == nil && era(f.s.era.Load()) != modernEra {
+		beside, stop := context.WithCancel(ctx)
+		over := f.lookBare(beside, lease) // beside the rest: it may be slow to start
+		f.bare = over
+		defer func() { stop(); _, _ = over(); f.bare = nil }()
+	}
 	l, g, err := f.all.greet(ctx, f.s, lease, client{caps: listingCaps})
 	if err != nil {
 		return 0, err
@@ -217,6 +224,9 @@ func (f *feed) list(ctx context.Context, l link, g greeting, lease gateway.Lease
 	found, err := f.s.list(ctx, l, g, f.current)
 	if err != nil {
 		return err
+	}
+	if g.era != modernEra {
+		f.sort(ctx, found, lease)
 	}
 	if found.withhold(lease.Secrets()); !gateway.Holds([]byte(f.told), lease.Secrets()) {
 		found.instructions = f.s.instructions(f.told)

@@ -238,16 +238,8 @@ func spelled(schema jsontext.Value) jsontext.Value {
 
 // lookup returns the value of a member of an object, if it has one.
 func lookup(object []byte, name string) (jsontext.Value, bool) {
-	all, err := members(object)
-	if err != nil {
-		return nil, false
-	}
-	for _, m := range all {
-		if m.name == name {
-			return jsontext.Value(m.value), true
-		}
-	}
-	return nil, false
+	m, ok := memberOf(object, name)
+	return jsontext.Value(m.value), ok
 }
 
 // setMember is an object with another value of a member that it has, or with nil without

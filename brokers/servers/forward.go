@@ -39,27 +39,28 @@ func changed(method string) bool {
 // are gone from _meta and from an error's data, and that URIs are in the server's
 // name space. Progress and log messages go to s, the call's id being the token;
 // so does what f.Caps lets a legacy server ask, which stops the clock of the call.
-// An error that wraps ErrNotSent means that nothing of the call reached the server;
-// one that wraps context.DeadlineExceeded or context.Canceled says which it was. A
-// call is sent at most once, unless the server says that it speaks another era and
-// so did nothing.
+// An error that wraps ErrNotSent means that nothing of the call reached the server, or
+// that it says to have done nothing; one that wraps context.DeadlineExceeded or
+// context.Canceled says which it was. A call is sent at most once, and once more where
+// the server says that it speaks another era, or does not know the session, and so did
+// nothing.
 func (s *Servers) Forward(ctx context.Context, f gateway.Forward, out gateway.Stream) (gateway.Result, error) {
 	srv, err := s.of(f)
 	if err != nil {
 		return gateway.Result{}, err
 	}
-	done, err := srv.breaker.enter()
+	done, err := srv.breaker.enter(workload{f.Principal.Tenant, f.Principal.ID})
 	if err != nil {
 		return gateway.Result{}, fmt.Errorf("server %s: %w", srv.Name, notSent(err))
 	}
 	ctx, clock, stop := within(ctx, srv.Timeout)
-	h := &hearing{ctx: ctx, out: out, about: f.Method + " " + f.Tool.Name, session: f.Session, clock: clock}
+	h := &hearing{ctx: ctx, out: out, session: f.Session, human: f.Principal.OnBehalfOf, clock: clock}
 	defer h.end(stop)
 	if f.Progress && out != nil {
 		h.token = cmp.Or(f.CallID, rand.Text())
 	}
 	r, err := s.forward(ctx, srv, f, h)
-	if errors.Is(err, errMoved) { // it did nothing, so that asking again is not asking twice
+	if errors.Is(err, errMoved) || errors.Is(err, errForgotten) { // it did nothing, so that asking again is not asking twice
 		r, err = s.forward(ctx, srv, f, h)
 	}
 	done(err)
@@ -224,8 +225,8 @@ func (s *Servers) link(ctx context.Context, srv *server, f gateway.Forward) (lin
 		defer cancel()
 		return s.open(ctx, srv, lease, who, e)
 	})
-	if err == nil && who.agent != nil {
-		l.at().agent.Store(&who.agent) // whose credential is the newest
+	if agent := who.agent; err == nil && agent != nil {
+		l.at().agent.Store(&agent) // whose credential is the newest
 	}
 	return l, give, err
 }

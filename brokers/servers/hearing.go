@@ -25,15 +25,15 @@ type hearing struct {
 	ctx     context.Context // the call's; what the agent is asked ends with it
 	out     gateway.Stream  // nil: nobody listens
 	token   string          // of the call's progress, or empty
-	about   string          // method and tool: calls that are about the same are told apart by nothing
 	asks    []string        // the methods that the server was told it may ask
 	era     era             // only in the legacy one a server asks during a call
 	session string          // the agent's, or empty
+	human   string          // whom the agent acts for, or empty
 	clock   *clock          // stands still while the agent is asked; nil: none
 
 	mu      sync.Mutex
 	over    bool
-	open    map[string]context.CancelFunc // what the agent is asked now, by the server's id
+	open    map[string]context.CancelCauseFunc // what the agent is asked now, by the server's id
 	count   int
 	running sync.WaitGroup
 	task    atomic.Pointer[coreTask] // where the server runs the call as a task; else nil
@@ -57,7 +57,7 @@ func (h *hearing) end(stop func()) {
 	h.mu.Lock()
 	h.over = true
 	for _, cancel := range h.open {
-		cancel()
+		cancel(nil)
 	}
 	h.mu.Unlock()
 	defer time.AfterFunc(drain, stop).Stop()
@@ -66,7 +66,7 @@ func (h *hearing) end(stop func()) {
 
 // note hands on a notification, if it is one about this call.
 func (h *hearing) note(m message) error {
-	if m.method == "notifications/progress" && !hasToken(m.params, h.token) || !object(m.params) || depth(m.params) > maxResultDepth {
+	if m.method == "notifications/progress" && !hasToken(m.params, h.token) || !object(m.params) || depth(m.params) > maxResultDepth || !few(m.params, maxAsked) {
 		return nil
 	}
 	if !h.enter() {
@@ -94,9 +94,9 @@ func (h *hearing) ask(m message, respond func(context.Context, []byte) error) er
 	case len(h.open) >= maxAtOnce:
 		r = oneAtATime
 	default:
-		ctx, cancel := context.WithCancel(h.ctx)
+		ctx, cancel := context.WithCancelCause(h.ctx)
 		if h.open == nil {
-			h.open = map[string]context.CancelFunc{}
+			h.open = map[string]context.CancelCauseFunc{}
 		}
 		h.open[id] = cancel
 		h.clock.hold()
@@ -104,15 +104,20 @@ func (h *hearing) ask(m message, respond func(context.Context, []byte) error) er
 			m.params = cut(m.params, "_meta", relatedTask)
 		}
 		h.running.Go(func() {
-			r := put(ctx, h.out, m)
-			gone := ctx.Err() != nil // nobody waits for it any more
-			cancel()
+			r := put(ctx, h.out.Ask, m)
+			why := context.Cause(ctx)
+			cancel(nil)
 			h.clock.run()
 			h.mu.Lock()
 			delete(h.open, id)
 			h.mu.Unlock()
-			if !gone {
+			switch {
+			case why == nil:
 				_ = respond(h.ctx, reply(m.id, r)) // what becomes of the call shows whether it came
+			case !errors.Is(why, errWithdrawn): // the call is over; its server may wait for the answer all the same
+				ctx, cancel := context.WithTimeout(context.WithoutCancel(h.ctx), drain)
+				defer cancel()
+				_ = respond(ctx, reply(m.id, r))
 			}
 		})
 		h.mu.Unlock()
@@ -122,18 +127,33 @@ func (h *hearing) ask(m message, respond func(context.Context, []byte) error) er
 	return respond(h.ctx, reply(m.id, r))
 }
 
+// counts counts a question under an id that may be about this call among others, and
+// reports whether it can be put to the agent. An error means that the server asks too
+// much.
+func (h *hearing) counts(id string) (bool, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.count++; h.count > maxAsks {
+		return false, unusable("the server asks too much")
+	}
+	return h.out != nil && h.era == legacyEra && h.open[id] == nil, nil
+}
+
 // isAsk reports whether a request of a server's is one that an agent can answer.
 func isAsk(method string) bool {
 	return method == gateway.MethodElicit || method == gateway.MethodSample || method == gateway.MethodRoots
 }
 
+// errWithdrawn is the end of a question for whose answer its server does not wait.
+var errWithdrawn = errors.New("the server waits for no answer")
+
 // put puts a server's request to an agent.
-func put(ctx context.Context, to gateway.Stream, m message) gateway.Result {
+func put(ctx context.Context, ask func(context.Context, string, json.RawMessage) (gateway.Result, error), m message) gateway.Result {
 	params := m.params
 	if params == nil {
 		params = json.RawMessage("{}")
 	}
-	r, err := to.Ask(ctx, m.method, scrub(params, "_meta"))
+	r, err := ask(ctx, m.method, scrub(params, "_meta"))
 	switch {
 	case errors.Is(err, gateway.ErrCannotAsk):
 		return notOurs
@@ -164,7 +184,7 @@ func (h *hearing) complete(m message, otherwise func()) {
 
 // readable reports whether what a server asks can be put to an agent.
 func readable(m message) bool {
-	return (m.params == nil || object(m.params)) && depth(m.params) <= maxResultDepth
+	return m.params == nil || object(m.params) && depth(m.params) <= maxResultDepth && few(m.params, maxAsked)
 }
 
 // mayAsk lists what a server may ask an agent that declared caps.
@@ -183,16 +203,11 @@ func mayAsk(caps json.RawMessage) (methods []string) {
 
 // withdraw ends a request that the server takes back, if it is this call's.
 func (h *hearing) withdraw(params json.RawMessage) {
-	all, err := members(params)
-	if err != nil {
-		return
-	}
+	m, _ := memberOf(params, "requestId")
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	for _, m := range all {
-		if cancel := h.open[string(m.value)]; m.name == "requestId" && cancel != nil {
-			cancel()
-		}
+	if cancel := h.open[string(m.value)]; cancel != nil {
+		cancel(errWithdrawn)
 	}
 }
 
@@ -210,7 +225,7 @@ type clock struct {
 func within(ctx context.Context, d time.Duration) (context.Context, *clock, func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	c := &clock{left: d, since: time.Now(), timer: time.AfterFunc(d, func() { cancel(context.DeadlineExceeded) })}
-	return ctx, c, func() { c.timer.Stop(); cancel(nil) }
+	return ctx, c, func() { c.hold(); cancel(nil) } // for good
 }
 
 func (c *clock) hold() {
@@ -242,5 +257,7 @@ func over(ctx context.Context) error {
 	if errors.Is(context.Cause(ctx), context.DeadlineExceeded) {
 		why = context.DeadlineExceeded
 	}
-	return fmt.Errorf("waiting for the server: %w", why)
+	return fmt.Errorf("%w: %w", errWaited, why)
 }
+
+var errWaited = errors.New("waiting for the server")

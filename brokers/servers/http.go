@@ -1,7 +1,6 @@
 package servers
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -10,7 +9,6 @@ import (
 	"mime"
 	"net"
 	"net/http"
-	"net/http/httptrace"
 	"net/url"
 	"strconv"
 	"strings"
@@ -47,12 +45,13 @@ func (s statusError) Is(target error) bool { return target == gateway.ErrBadAnsw
 // nothing to close; in the legacy era it is one session.
 type web struct {
 	*desk
-	modern  bool
-	headers map[string]gateway.Secret // the lease's, on every request of this link
-	address *url.URL                  // to POST to, where a stream named another than the configured one
-	session string                    // "" where the server keeps none
-	gone    atomic.Bool
-	owed    atomic.Bool // a goodbye that the server has not answered
+	modern   bool
+	headers  map[string]gateway.Secret // the lease's, on every request of this link
+	address  *url.URL                  // to POST to, where a stream named another than the configured one
+	session  string                    // "" where the server keeps none
+	revision []string                  // the session's version, as its header has it
+	gone     atomic.Bool
+	owed     atomic.Bool // a goodbye that the server has not answered
 
 	// In the legacy era: what the server says beside calls comes over one more
 	// stream, opened when somebody wants it, for as long as the session lasts.
@@ -77,7 +76,9 @@ func newWeb(s *server, headers map[string]gateway.Secret, modern bool) *web {
 
 func (w *web) dead() bool { return w.gone.Load() }
 
-func (w *web) settle(version string, c capabilities) { w.version, w.caps = version, c }
+func (w *web) settle(version string, c capabilities) {
+	w.version, w.caps, w.revision = version, c, []string{version}
+}
 
 func (w *web) speaks() era {
 	if w.modern {
@@ -99,18 +100,12 @@ func (w *web) request(ctx context.Context, verb string, body []byte) (*http.Requ
 	if len(w.headers) > 0 && w.s.plaintext {
 		return nil, nil, notSent(errors.New("a credential is not sent over plain http"))
 	}
-	u := &upload{body: body}
-	if body != nil {
-		u.trace.WroteHeaders = u.begun
-		ctx = httptrace.WithClientTrace(ctx, &u.trace)
-	}
 	r := w.s.blank.WithContext(ctx)
 	r.Method, r.Header = verb, make(http.Header, 8)
 	if w.address != nil {
 		r.URL = w.address // of the same host
 	}
 	if body != nil {
-		r.Body, r.ContentLength, r.GetBody = u.reader(), int64(len(body)), u.again
 		r.Header["Content-Type"] = sendsJSON
 	}
 	for name, value := range w.headers {
@@ -120,54 +115,30 @@ func (w *web) request(ctx context.Context, verb string, body []byte) (*http.Requ
 	r.Header["Accept"] = acceptsBoth
 	r.Header["User-Agent"] = w.s.agent
 	if w.version != "" {
-		r.Header.Set(mcp.HeaderProtocolVersion, w.version)
+		r.Header[mcp.HeaderProtocolVersion] = w.revision
 	}
 	if w.session != "" {
 		r.Header.Set(mcp.HeaderSessionID, w.session)
 	}
-	return r, u, nil
+	return r, &upload{body: body}, nil
 }
 
-// upload is a request's body, and knows whether any of the request may have been
-// sent. The body is of a type that net/http knows to be in memory: it writes one of
-// those together with the header, and any other behind it.
+// upload is a request's body, or none, and knows whether any of the request may have
+// been sent.
 type upload struct {
-	body  []byte
-	trace httptrace.ClientTrace
-	sent  atomic.Bool
+	body []byte
+	sent atomic.Bool
 }
 
-// begun is called when a connection takes the header, before it goes anywhere.
-func (u *upload) begun() { u.sent.Store(true) }
-
-func (u *upload) reader() io.ReadCloser { return io.NopCloser(bytes.NewReader(u.body)) }
-
-// again is the body for another try. The transport takes it only where nothing was
-// sent yet: an idle connection that turned out to be closed.
-func (u *upload) again() (io.ReadCloser, error) {
-	u.sent.Store(false)
-	return u.reader(), nil
-}
-
-// By these headers, in this writing, net/http takes a request for one that it may send
-// again by itself. We send a call once.
-var resent = []string{"Idempotency-Key", "X-Idempotency-Key"}
-
-// send does the round trip. The transport follows no redirect and keeps no
-// cookie: that is for http.Client, which is not used.
+// send does the round trip.
 func (w *web) send(ctx context.Context, r *http.Request, u *upload) (*http.Response, error) {
-	for _, name := range resent {
-		if value, ok := r.Header[name]; ok {
-			delete(r.Header, name)
-			r.Header[strings.ToLower(name)] = value
-		}
-	}
-	resp, err := w.s.transport.RoundTrip(r)
+	resp, err := w.s.way.trip(r, u)
 	if err == nil {
 		return resp, nil
 	}
 	sent := u.sent.Load()
 	switch {
+	case errors.Is(err, errHeader), errors.Is(err, errElsewhere): // which says nothing of the server
 	case ctx.Err() != nil && sent:
 		err = over(ctx)
 	case ctx.Err() != nil:
@@ -210,15 +181,8 @@ func (w *web) do(ctx context.Context, c call) (message, error) {
 		id, _ = w.join(c, false)
 		defer w.leave(id)
 	}
-	// The request outlives this function for as long as the end of its stream
-	// is read, so that its connection can be used again.
-	inner, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	stop := context.AfterFunc(ctx, cancel)
-	finish := func() { stop(); cancel() }
-
-	r, u, err := w.request(inner, http.MethodPost, frame(id, c.method, c.params))
+	r, u, err := w.request(ctx, http.MethodPost, frame(id, c.method, c.params))
 	if err != nil {
-		finish()
 		return message{}, err
 	}
 	if w.modern {
@@ -233,32 +197,17 @@ func (w *web) do(ctx context.Context, c call) (message, error) {
 		var m message
 		var whole bool
 		if m, whole, err = w.receive(ctx, resp, id, c); err == nil {
-			stop()
-			end := func() {
-				t := time.AfterFunc(drain, cancel)
-				_, _ = io.CopyN(io.Discard, resp.Body, maxSmall)
-				t.Stop()
-				resp.Body.Close()
-				cancel()
-			}
-			switch {
-			case whole:
-				resp.Body.Close()
-				cancel()
-			case resp.ContentLength >= 0:
-				end()
-			default:
-				w.s.tidy(end)
-			}
+			w.finish(resp, whole)
 			return m, nil
+		}
+		if resp.StatusCode == http.StatusOK { // what any other says, it says of the request itself
+			err = sent(err)
 		}
 		if ctx.Err() != nil {
 			err = over(ctx)
 		}
-		cancel()
 		resp.Body.Close()
 	}
-	finish()
 	// In the modern era the closed stream says it.
 	if ctx.Err() != nil && !w.modern && c.method != "initialize" && u.sent.Load() {
 		w.s.tidy(func() {
@@ -268,6 +217,26 @@ func (w *web) do(ctx context.Context, c call) (message, error) {
 		})
 	}
 	return message{}, err
+}
+
+// finish reads what stands behind an answer, so that its connection can be used again.
+func (w *web) finish(resp *http.Response, whole bool) {
+	if whole {
+		resp.Body.Close()
+		return
+	}
+	if l, ok := resp.Body.(lasting); ok {
+		l.outlast(drain)
+	}
+	end := func() {
+		_, _ = io.CopyN(io.Discard, resp.Body, maxSmall)
+		resp.Body.Close()
+	}
+	if resp.ContentLength >= 0 {
+		end()
+	} else {
+		w.s.tidy(end)
+	}
 }
 
 func cancelled(id int64) json.RawMessage {
@@ -326,19 +295,46 @@ func kindOf(resp *http.Response) string {
 // is one.
 func (w *web) refused(resp *http.Response, id int64, mayAnswer bool) (_ message, whole bool, err error) {
 	status := statusError(resp.StatusCode)
+	lost := w.session != "" && (status == http.StatusNotFound || status == http.StatusBadRequest)
 	// A 401 or 403 is about our credential, and nothing for the agent.
 	if mayAnswer && status >= 400 && status != http.StatusUnauthorized && status != http.StatusForbidden {
 		if body, err := readBody(resp.Body, resp.ContentLength, min(maxSmall, w.s.MaxResponse)); err == nil {
-			if m, err := answerTo(id, body); err == nil && m.fault != nil {
+			m, err := answerTo(id, body)
+			lost = lost && (err != nil || m.fault == nil || ofSession(m.fault))
+			if err == nil && m.fault != nil && !(lost && status == http.StatusNotFound) {
+				if lost {
+					w.gone.Store(true)
+				}
 				return m, true, nil
 			}
 		}
 	}
-	if w.session != "" && (status == http.StatusNotFound || status == http.StatusBadRequest) {
-		w.gone.Store(true) // the server does not know the session any more
+	if lost { // a 404 says so in MCP's words, and that nothing was done; a 400 may say something else
+		w.gone.Store(true)
+		if status == http.StatusNotFound {
+			return message{}, false, notSent(forgotten{status})
+		}
 	}
 	return message{}, false, status
 }
+
+// ofSession reports whether an error's code is one of those with which servers say that
+// they do not know a session. MCP names none.
+func ofSession(fault json.RawMessage) bool {
+	var body struct {
+		Code int64 `json:"code"`
+	}
+	return json.Unmarshal(fault, &body) == nil && (body.Code == -32000 || body.Code == -32001)
+}
+
+// forgotten is what a server answered to a request in a session that it does not know
+// any more.
+type forgotten struct{ statusError }
+
+func (f forgotten) Unwrap() error        { return f.statusError }
+func (f forgotten) Is(target error) bool { return target == errForgotten }
+
+var errForgotten = errors.New("the server does not know the session any more")
 
 // answerTo reads the one message that must be the answer to id.
 func answerTo(id int64, data []byte) (message, error) {

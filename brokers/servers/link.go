@@ -18,7 +18,7 @@ import (
 type link interface {
 	// do sends a request and returns the response to it, once. Its error wraps
 	// gateway.ErrNotSent when nothing of the request can have reached the
-	// server; it never holds a byte that the server chose.
+	// server, or errForgotten too when it says that; it never holds a byte that the server chose.
 	do(ctx context.Context, c call) (message, error)
 	// note sends a notification.
 	note(ctx context.Context, method string, params json.RawMessage) error
@@ -254,6 +254,23 @@ func (s *Servers) dial(ctx context.Context, srv *server, lease gateway.Lease, e 
 		return srv.connect(ctx, lease)
 	}
 	return newWeb(srv, lease.Headers, e == modernEra), nil
+}
+
+// sent is an error of a call that may have left: whatever could not be sent since, the
+// call was.
+func sent(err error) error {
+	if errors.Is(err, gateway.ErrNotSent) {
+		return ran{err}
+	}
+	return err
+}
+
+// ran is such an error. It does not say that nothing was sent, nor that the call can be
+// made again in another session.
+type ran struct{ error }
+
+func (r ran) Is(target error) bool {
+	return target != gateway.ErrNotSent && target != errForgotten && errors.Is(r.error, target)
 }
 
 // notSent marks an error as one before which nothing reached the server.

@@ -419,6 +419,11 @@ func beChild(mode string) {
 			}
 		case "":
 			switch mode {
+			case "good":
+				if told = string(line[:len(line)-1]); onAnswer != nil {
+					onAnswer()
+					onAnswer = nil
+				}
 			case "roots":
 				rooted = string(m.Result)
 				say(`{"jsonrpc":"2.0","method":"notifications/message","params":{"level":"info","data":"roots"}}`)
@@ -508,6 +513,19 @@ func childCall(mode string, m fakeMessage, line []byte, say func(string, ...any)
 		text("ok")
 	case "big":
 		say(`{"jsonrpc":"2.0","id":%s,"result":{"content":[{"type":"text","text":"%s"}]}}`, m.ID, strings.Repeat("x", 1<<20))
+	case "big at the end": // as the TypeScript SDK writes
+		say(`{"result":{"content":[{"type":"text","text":"%s"}]},"jsonrpc":"2.0","id":%s}`, strings.Repeat("x", 1<<20), m.ID)
+	case "big and nobody's":
+		say(`{"result":{"content":[{"type":"text","text":"%s"}]},"jsonrpc":"2.0"}`, strings.Repeat("x", 1<<20))
+	case "big to somebody else":
+		say(`{"jsonrpc":"2.0","id":999999999999999,"result":{"x":"%s"}}`, strings.Repeat("x", 1<<20))
+	case "big question":
+		say(`{"method":"sampling/createMessage","params":{"x":"%s"},"jsonrpc":"2.0","id":"q1"}`, strings.Repeat("x", 1<<20))
+		answer, _ := bufio.NewReader(os.Stdin).ReadString('\n')
+		text(answer)
+	case "big remark":
+		say(`{"jsonrpc":"2.0","method":"notifications/message","params":{"data":"%s"}}`, strings.Repeat("x", 1<<20))
+		text("done")
 	case "flood":
 		for {
 			say(`{"jsonrpc":"2.0","method":"notifications/message","params":{"data":"%s"}}`, strings.Repeat("y", 1000))
@@ -528,6 +546,19 @@ func childCall(mode string, m fakeMessage, line []byte, say func(string, ...any)
 		a, _ := in.ReadString('\n')
 		b, _ := in.ReadString('\n')
 		text(a + b)
+	case "elicit":
+		onAnswer = func() { text(told) }
+		fallthrough
+	case "elicit again":
+		say(`{"jsonrpc":"2.0","id":"q1","method":"elicitation/create","params":{"message":"?"}}`)
+		if what == "elicit again" {
+			text("again")
+		}
+	case "withdraw":
+		say(`{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":"q1"}}`)
+		text("withdrawn")
+	case "heard":
+		text(told)
 	case "breed":
 		breed(text)
 	case "escape":
@@ -545,6 +576,43 @@ func childCall(mode string, m fakeMessage, line []byte, say func(string, ...any)
 }
 
 var (
-	held   func()
-	rooted = "no roots yet"
+	held     func()
+	onAnswer func() // the next time that an agent's answer comes
+	told     string // that answer
+	rooted   = "no roots yet"
 )
+
+// deskOf is the desk of the one link that is open.
+func deskOf(t *testing.T, s *Servers) *desk {
+	t.Helper()
+	s.pool.mu.Lock()
+	defer s.pool.mu.Unlock()
+	for _, e := range s.pool.links {
+		if isReady(e) && e.link != nil {
+			return e.link.at()
+		}
+	}
+	t.Fatal("no link is open")
+	return nil
+}
+
+// awaitWaiting returns when so many calls of agents are under way on a link.
+func awaitWaiting(t *testing.T, d *desk, n int) {
+	t.Helper()
+	for start := time.Now(); ; time.Sleep(time.Millisecond) {
+		d.mu.Lock()
+		waiting := 0
+		for _, w := range d.waiting {
+			if w.call.hears != nil {
+				waiting++
+			}
+		}
+		d.mu.Unlock()
+		if waiting == n {
+			return
+		}
+		if time.Since(start) > 10*time.Second {
+			t.Fatalf("%d calls are under way", waiting)
+		}
+	}
+}

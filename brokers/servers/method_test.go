@@ -171,6 +171,9 @@ func TestResults(t *testing.T) {
 		{"completion/complete", nil, `{"completion":[]}`, ""},
 		{"tasks/get", nil, `{"status":"working"}`, "complete"},
 		{"tasks/get", nil, `{}`, ""},
+		{"tasks/get", nil, `{"status":"completed","result":{"content":[{"type":"text"}]}}`, "complete"},
+		{"tasks/get", nil, `{"status":"completed","result":{"content":[{}]}}`, ""},
+		{"tasks/get", nil, `{"status":"completed","result":{"content":[],"isError":1}}`, ""},
 		{"tasks/cancel", nil, `{}`, "complete"},
 	} {
 		m, err := parse([]byte(`{"jsonrpc":"2.0","id":1,"result":` + c.result + `}`))

@@ -380,12 +380,36 @@ func TestTheInterfaceOfATool(t *testing.T) {
 	f := &fake{modern: true, tools: "[" + in + "]"}
 	s, _ := start(t, Config{Servers: []Server{{Name: "x", URL: f.serve(t)}, {Name: "bare", URL: f.serve(t), Prefix: new("")}}})
 	mine, _ := s.Resolve("a", gateway.SortTool, "x__act")
-	if got, want := string(mine.Definition), `{"name":"x__act","inputSchema":{"type":"object"},"_meta":{ "ui":{"a":1,"resourceUri":"x+ui://x"},"ui/resourceUri" : "x+ui://y","k":{"resourceUri":"ui://z"}},"resourceUri":"ui://w"}`; got != want {
+	if got, want := string(mine.Definition), `{"name":"x__act","inputSchema":{"type":"object"},"_meta":{ "ui":{"a":1,"resourceUri":"ui://x+x"},"ui/resourceUri" : "ui://x+y","k":{"resourceUri":"ui://z"}},"resourceUri":"ui://w"}`; got != want {
 		t.Errorf("its definition is\n%s\nnot\n%s", got, want)
 	}
 	bare, _ := s.Resolve("a", gateway.SortTool, "act")
 	if string(bare.Definition) != in || bare.Hash != mine.Hash {
 		t.Errorf("its definition is %s", bare.Definition)
+	}
+}
+
+// A page of MCP Apps has one name, and clients know it for one; what has no prefix
+// cannot take it.
+func TestThePagesOfATool(t *testing.T) {
+	f := &fake{modern: true, caps: everySort, answers: map[string]string{
+		"resources/list": `{"resources":[{"uri":"ui://view","name":"v"},{"uri":"a:b","name":"n"}]}`, "resources/templates/list": `{"resourceTemplates":[{"uriTemplate":"ui://t/{id}","name":"t"}]}`,
+		"resources/read": `{"contents":[{"uri":"ui://view","mimeType":"text/html;profile=mcp-app","text":""}]}`,
+	}}
+	thief := &fake{modern: true, caps: everySort, answers: map[string]string{"resources/list": `{"resources":[{"uri":"ui://x+view","name":"v"}]}`, "resources/templates/list": `{"resourceTemplates":[]}`}}
+	s, _ := start(t, Config{Servers: []Server{{Name: "x", URL: f.serve(t)}, {Name: "bare", URL: thief.serve(t), Prefix: new("")}}})
+	for alias, want := range map[string]string{"ui://x+view": "x/ui://view", "ui://x+t/7": "x/ui://t/7", "ui://x+other": "x/ui://other", "x+a:b": "x/a:b", "x+ui://view": "", "x+ui://other": "", "ui://view": ""} {
+		got, ok := s.Resolve("a", gateway.SortResource, alias)
+		if ok != (want != "") || ok && got.ID() != want {
+			t.Errorf("%s is %s, %v", alias, got.ID(), ok)
+		}
+	}
+	if got, ok := s.Resolve("a", gateway.SortTemplate, "ui://x+t/{id}"); !ok || got.Name != "ui://t/{id}" {
+		t.Errorf("its template is %+v", got)
+	}
+	r, err := s.Forward(t.Context(), gateway.Forward{Method: "resources/read", Tool: gateway.Tool{Server: "x", Name: "ui://view"}, Principal: gateway.Principal{Tenant: "a"}}, nil)
+	if err != nil || string(r.Raw) != `{"contents":[{"uri":"ui://x+view","mimeType":"text/html;profile=mcp-app","text":""}]}` {
+		t.Errorf("read: %s %v", r.Raw, err)
 	}
 }
 

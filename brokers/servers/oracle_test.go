@@ -279,6 +279,13 @@ func slowComplete(method string, has func(string) jsontext.Value) error {
 		if has("status").Kind() != '"' {
 			return unusable("the server's answer about a task holds no status")
 		}
+		if v := has("result"); v != nil && v.Kind() == '{' {
+			all, err := slowMembers(v)
+			if err != nil {
+				return err
+			}
+			return slowComplete(gateway.MethodCall, func(name string) jsontext.Value { return slowValueOf(all, name) })
+		}
 	}
 	return nil
 }
@@ -484,7 +491,7 @@ func (e *slowEvents) read(body io.Reader, f func(data []byte) (done bool, err er
 			}
 		case string(field) == "event":
 			name = clip(string(value))
-		case string(field) == "id" && len(value) <= maxSession && !bytes.ContainsRune(value, 0):
+		case string(field) == "id" && len(value) <= maxSession && !bytes.ContainsFunc(value, control):
 			id = string(value)
 		case string(field) == "retry":
 			if ms, err := strconv.ParseUint(string(value), 10, 31); err == nil {

@@ -247,21 +247,15 @@ var (
 
 // hasToken reports whether a progress notification is about token.
 func hasToken(params json.RawMessage, token string) bool {
-	all, err := members(params)
-	if err != nil || token == "" {
-		return false
-	}
-	got, ok := word(json.RawMessage(valueOf(all, "progressToken")))
-	return ok && got == token
+	m, ok := memberOf(params, "progressToken")
+	got, is := word(m.value)
+	return ok && is && got == token && token != ""
 }
 
 // textOf returns the string member of an object, or "".
 func textOf(raw json.RawMessage, name string) string {
-	all, err := members(raw)
-	if err != nil {
-		return ""
-	}
-	s, _ := word(json.RawMessage(valueOf(all, name)))
+	m, _ := memberOf(raw, name)
+	s, _ := word(m.value)
 	return s
 }
 

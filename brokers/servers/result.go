@@ -4,13 +4,18 @@ import (
 	"encoding/json"
 	"strings"
 
-	"github.com/go-json-experiment/json/jsontext"
-
 	"toolbroker/gateway"
 )
 
 // maxResultDepth is far above what any tool answers and below what clients read.
 const maxResultDepth = 256
+
+// What a server asks an agent, or says beside its answers, is for people and models to
+// read: it holds text and not data.
+const (
+	maxInputs = 32     // questions in an answer
+	maxAsked  = 20_000 // JSON values in them, in a question during a call, a message beside the answer, or an error
+)
 
 // maxRemote bounds the id that a server gives a task of its own.
 const maxRemote = 1024
@@ -21,6 +26,9 @@ func finished(f gateway.Forward, e era, m message) (string, error) {
 	t := &m.tree
 	if t.nodes[m.at].deep > maxResultDepth {
 		return "", unusable("the server's answer is nested too deep")
+	}
+	if i := t.find(m.at, "inputRequests"); i != 0 && !askable(t.value(i)) {
+		return "", unusable("the server asks for more input than anyone could give")
 	}
 	// kind is of a member of the result; zero where there is none.
 	kind := func(name string) byte {
@@ -65,14 +73,13 @@ func finished(f gateway.Forward, e era, m message) (string, error) {
 	return is, nil
 }
 
-// valueOf returns the value of one of an object's members, or nil.
-func valueOf(all []member, name string) jsontext.Value {
-	for _, m := range all {
-		if m.name == name {
-			return jsontext.Value(m.value)
-		}
+// askable reports whether what a server needs answered is as much as anyone reads.
+func askable(requests json.RawMessage) bool {
+	if !few(requests, maxAsked) {
+		return false
 	}
-	return nil
+	all, err := members(requests)
+	return err != nil || len(all) <= maxInputs // what is no object is refused elsewhere
 }
 
 // complete checks what every client reads of a final answer.
@@ -100,6 +107,15 @@ func complete(method string, m message, kind func(string) byte) error {
 	case gateway.MethodTaskGet:
 		if kind("status") != '"' {
 			return unusable("the server's answer about a task holds no status")
+		}
+		if i := m.tree.find(m.at, "result"); i != 0 && m.tree.kind(i) == '{' { // what its call comes to
+			m.at = i
+			return complete(gateway.MethodCall, m, func(name string) byte {
+				if i := m.tree.find(m.at, name); i != 0 {
+					return m.tree.kind(i)
+				}
+				return 0
+			})
 		}
 	}
 	return nil

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"iter"
+	"math"
 	"math/bits"
 	"sync"
 	"unicode/utf8"
@@ -22,8 +23,17 @@ const (
 	bad       = -1     // an end that is none
 )
 
-// A tree says where things stand in a JSON text. Of what is inside a member it
-// knows only where somebody looks: see [looked].
+// What one text may make us remember or decode. A value of one byte takes a hundred
+// where it is decoded, and fifty to know where it stands.
+const (
+	maxValues = 500_000 // JSON values in a message of a server's
+	maxBlocks = 10_000  // blocks, contents or messages in a result
+	maxNodes  = 100_000 // parts of a text that are known by their places
+	maxNames  = 100_000 // members of one object in a message of a server's
+)
+
+// A tree says where things stand in a JSON text. Of what is inside a value it knows
+// only what somebody looks at: see [view].
 type tree struct {
 	text  []byte
 	nodes []node // the first is the whole value; what is inside one comes behind it
@@ -38,36 +48,107 @@ type node struct {
 	next        int  // the node behind this one and what is inside it
 }
 
-// looked says of a member's name whether anyone looks into its value. It takes as
-// little as possible in: data can have any number of parts.
-func looked(name []byte) bool {
-	switch string(name) {
-	case "result", "content", "contents", "messages", "resource", "_meta":
-		return true
+// A view is what somebody looks at in a value. It takes as little as possible in: data
+// can have any number of parts.
+type view uint8
+
+const (
+	asData   view = iota
+	asParts       // what an object or an array is made of
+	asFields      // an object's members
+	asFrame       // a message's
+	asResult      // a result's
+	asBlocks      // of content: one or many
+	asBlock
+	asContents // of a resource: many, and the fields of each
+	asMessages // of a prompt: many, and the content of each
+	asTurn     // one of those
+)
+
+// list reports whether the elements of an array are looked at, and how each is.
+func (v view) list() (keep bool, each view) {
+	switch v {
+	case asParts:
+		return true, asData
+	case asBlocks:
+		return true, asBlock
+	case asContents:
+		return true, asFields
+	case asMessages:
+		return true, asTurn
 	}
-	return false
+	return false, asData
 }
 
-// read reads a text that is one JSON value with spaces around it.
-func read(text []byte) (tree, bool) {
-	t, end, ok := scan(text, true)
-	return t, ok && space(text, end) == len(text)
+// object reports whether the members of an object are looked at.
+func (v view) object() bool { return v != asData && v != asContents && v != asMessages }
+
+// member says how the value of a member of that name is looked at.
+func (v view) member(name []byte) view {
+	switch v {
+	case asFrame:
+		if string(name) == "result" {
+			return asResult
+		}
+	case asResult:
+		switch string(name) {
+		case "result":
+			return asResult
+		case "content":
+			return asBlocks
+		case "contents":
+			return asContents
+		case "messages":
+			return asMessages
+		case "_meta":
+			return asFields
+		}
+	case asBlocks, asBlock:
+		if string(name) == "resource" {
+			return asFields
+		}
+	case asTurn:
+		if string(name) == "content" {
+			return asBlocks
+		}
+	}
+	return asData
 }
 
-// scan reads the value that a text begins with, and says where it ends. With deep
-// it looks into what [looked] names, else at the value's own parts only.
-func scan(text []byte, deep bool) (tree, int, bool) {
+// read reads a message, which is one JSON value with spaces around it.
+func read(text []byte) (tree, error) {
 	s := borrow(text, nil)
 	defer s.giveBack()
-	s.deep, s.nodes = deep, make([]node, 1, 12)
-	at := space(text, 0)
-	end, levels, ok := s.whole(at, true)
-	if !ok {
-		return tree{}, 0, false
+	s.values, s.most = maxValues, maxNames
+	t, end, err := s.scan(asFrame)
+	if err == nil && space(text, end) != len(text) {
+		err = errRubbish
+	}
+	return t, err
+}
+
+// scan reads the value that a text begins with, and says where it ends. It looks at the
+// value's own parts only; with a name, at the member of that name only.
+func scan(text []byte, only string) (tree, int, error) {
+	s := borrow(text, nil)
+	defer s.giveBack()
+	s.only = only
+	return s.scan(asParts)
+}
+
+func (s *scanner) scan(v view) (tree, int, error) {
+	s.nodes = make([]node, 1, 12)
+	at := space(s.text, 0)
+	end, levels, ok := s.whole(at, v)
+	switch {
+	case s.full:
+		return tree{}, 0, errTooMany
+	case !ok:
+		return tree{}, 0, errRubbish
 	}
 	nodes := s.nodes
 	nodes[0] = node{at: at, end: end, deep: levels, next: len(nodes)}
-	return tree{text, nodes}, end, true
+	return tree{s.text, nodes}, end, nil
 }
 
 // pass reads the value that a text begins with, says where it ends and how deep it
@@ -75,12 +156,21 @@ func scan(text []byte, deep bool) (tree, int, bool) {
 func pass(text []byte, check func(number []byte) bool) (end, deep int, ok bool) {
 	s := borrow(text, check)
 	defer s.giveBack()
-	return s.whole(space(text, 0), false)
+	return s.whole(space(text, 0), asData)
+}
+
+// few reports whether a text that was read before holds at most so many JSON values.
+func few(text []byte, most int) bool {
+	s := borrow(text, nil)
+	defer s.giveBack()
+	s.values = most
+	_, _, ok := s.whole(space(text, 0), asData)
+	return ok
 }
 
 // whole reads the value at at, and whether it is UTF-8.
-func (s *scanner) whole(at int, keep bool) (end, deep int, ok bool) {
-	end, deep = s.value(at, keep)
+func (s *scanner) whole(at int, v view) (end, deep int, ok bool) {
+	end, deep = s.value(at, v)
 	return end, deep, end != bad && (s.seen&highs == 0 || utf8.Valid(s.text[at:end]))
 }
 
@@ -88,7 +178,7 @@ var scanners = sync.Pool{New: func() any { return &scanner{names: make([][]byte,
 
 func borrow(text []byte, check func(number []byte) bool) *scanner {
 	s := scanners.Get().(*scanner)
-	*s = scanner{text: text, check: check, names: s.names}
+	*s = scanner{text: text, check: check, names: s.names, values: math.MaxInt, most: math.MaxInt}
 	return s
 }
 
@@ -158,17 +248,34 @@ func (t *tree) says(i int, this string) bool {
 
 // A scanner is on its way through a text.
 type scanner struct {
-	text  []byte
-	deep  bool
-	nodes []node
-	names [][]byte // of the objects that are open
-	level int
-	seen  uint64 // every byte, one over the other
-	check func(number []byte) bool
+	text   []byte
+	only   string // of the members that are looked at; empty: all
+	nodes  []node
+	names  [][]byte // of the objects that are open
+	level  int
+	values int    // that may still come
+	most   int    // names of one object
+	full   bool   // more came, or more to remember
+	seen   uint64 // every byte, one over the other
+	check  func(number []byte) bool
 }
 
-// value reads what starts at i. With keep, its parts become nodes.
-func (s *scanner) value(i int, keep bool) (end, deep int) {
+// keep makes a part of the text a node, while there is room.
+func (s *scanner) keep(n node) bool {
+	if len(s.nodes) > maxNodes {
+		s.full = true
+		return false
+	}
+	s.nodes = append(s.nodes, n)
+	return true
+}
+
+// value reads what starts at i. What of it is looked at becomes nodes.
+func (s *scanner) value(i int, v view) (end, deep int) {
+	if s.values--; s.values < 0 {
+		s.full = true
+		return bad, 0
+	}
 	if i >= len(s.text) {
 		return bad, 0
 	}
@@ -177,9 +284,9 @@ func (s *scanner) value(i int, keep bool) (end, deep int) {
 		end, _ = s.string(i)
 		return end, 0
 	case '{':
-		return s.object(i, keep)
+		return s.object(i, v)
 	case '[':
-		return s.array(i, keep)
+		return s.array(i, v)
 	case 't':
 		return s.literal(i, "true"), 0
 	case 'f':
@@ -190,7 +297,7 @@ func (s *scanner) value(i int, keep bool) (end, deep int) {
 	return s.number(i), 0
 }
 
-func (s *scanner) object(i int, keep bool) (end, deep int) {
+func (s *scanner) object(i int, v view) (end, deep int) {
 	if s.level++; s.level > maxNested {
 		return bad, 0
 	}
@@ -217,7 +324,7 @@ func (s *scanner) object(i int, keep bool) (end, deep int) {
 				return bad, 0
 			}
 		}
-		if s.twice(name, first, &many) {
+		if s.full = len(s.names)-first >= s.most; s.full || s.twice(name, first, &many) {
 			return bad, 0
 		}
 		at := space(s.text, colon)
@@ -226,10 +333,11 @@ func (s *scanner) object(i int, keep bool) (end, deep int) {
 		}
 		at = space(s.text, at+1)
 		me := len(s.nodes)
-		if keep {
-			s.nodes = append(s.nodes, node{name: i, colon: colon, plain: plain, at: at})
+		keep := v.object() && (s.only == "" || string(name) == s.only)
+		if keep && !s.keep(node{name: i, colon: colon, plain: plain, at: at}) {
+			return bad, 0
 		}
-		end, levels := s.value(at, keep && s.deep && looked(name))
+		end, levels := s.value(at, v.member(name))
 		if end == bad {
 			return bad, 0
 		}
@@ -278,7 +386,7 @@ func (s *scanner) twice(name []byte, first int, many *map[string]bool) bool {
 	return false
 }
 
-func (s *scanner) array(i int, keep bool) (end, deep int) {
+func (s *scanner) array(i int, v view) (end, deep int) {
 	if s.level++; s.level > maxNested {
 		return bad, 0
 	}
@@ -286,12 +394,17 @@ func (s *scanner) array(i int, keep bool) (end, deep int) {
 		s.level--
 		return i + 1, 1
 	}
-	for {
+	keep, each := v.list()
+	for n := 0; ; n++ {
 		me := len(s.nodes)
-		if keep {
-			s.nodes = append(s.nodes, node{at: i})
+		if keep && n == maxBlocks && each != asData {
+			s.full = true
+			return bad, 0
 		}
-		end, levels := s.value(i, keep && s.deep)
+		if keep && !s.keep(node{at: i}) {
+			return bad, 0
+		}
+		end, levels := s.value(i, each)
 		if end == bad {
 			return bad, 0
 		}
@@ -355,7 +468,9 @@ func (s *scanner) string(i int) (end int, plain bool) {
 			return i + 1, plain
 		case '\\':
 			plain = false
-			if i = escape(text, i); i == bad {
+			if i+1 < len(text) && short[text[i+1]] {
+				i += 2
+			} else if i = escape(text, i); i == bad {
 				return bad, false
 			}
 		default:
@@ -364,48 +479,46 @@ func (s *scanner) string(i int) (end int, plain bool) {
 	}
 }
 
-// escape reads an escape; half of a character from beyond the first 65,536 is none.
-func escape(text []byte, i int) (end int) {
-	if i+1 >= len(text) {
-		return bad
+// short are the characters that stand for one behind a backslash; hexes is what a
+// hexadecimal digit is worth, and -1 of what is none.
+var (
+	short [256]bool
+	hexes [256]rune
+)
+
+func init() {
+	for _, c := range []byte(`"\/bfnrt`) {
+		short[c] = true
 	}
-	switch text[i+1] {
-	case '"', '\\', '/', 'b', 'f', 'n', 'r', 't':
-		return i + 2
-	case 'u':
-		switch r := unit(text, i); {
-		case r < 0, r >= 0xdc00 && r < 0xe000:
-			return bad
-		case r >= 0xd800 && r < 0xdc00:
-			if r = unit(text, i+6); r < 0xdc00 || r >= 0xe000 {
-				return bad
-			}
-			return i + 12
-		}
-		return i + 6
+	for c := range hexes {
+		hexes[c] = -1
 	}
-	return bad
+	for n, c := range []byte("0123456789abcdef") {
+		hexes[c], hexes[bytes.ToUpper([]byte{c})[0]] = rune(n), rune(n)
+	}
 }
 
-// unit returns what is written as \uXXXX, or -1.
-func unit(text []byte, i int) (r rune) {
+// escape reads an escape that is not short; half of a character from beyond the first
+// 65,536 is none.
+func escape(text []byte, i int) (end int) {
+	switch r := unit(text, i); {
+	case r < 0, r >= 0xdc00 && r < 0xe000:
+		return bad
+	case r >= 0xd800 && r < 0xdc00:
+		if r = unit(text, i+6); r < 0xdc00 || r >= 0xe000 {
+			return bad
+		}
+		return i + 12
+	}
+	return i + 6
+}
+
+// unit returns what is written as \uXXXX, or a negative number.
+func unit(text []byte, i int) rune {
 	if i+6 > len(text) || text[i] != '\\' || text[i+1] != 'u' {
 		return -1
 	}
-	for _, c := range text[i+2 : i+6] {
-		switch {
-		case '0' <= c && c <= '9':
-			c -= '0'
-		case 'a' <= c && c <= 'f':
-			c -= 'a' - 10
-		case 'A' <= c && c <= 'F':
-			c -= 'A' - 10
-		default:
-			return -1
-		}
-		r = r<<4 | rune(c)
-	}
-	return r
+	return hexes[text[i+2]]<<12 | hexes[text[i+3]]<<8 | hexes[text[i+4]]<<4 | hexes[text[i+5]]
 }
 
 func (s *scanner) number(i int) (end int) {

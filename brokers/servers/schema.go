@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -54,6 +55,7 @@ func compile(schema json.RawMessage, r *room) (func(json.RawMessage) error, erro
 		return nil, err
 	}
 	return func(args json.RawMessage) error {
+		defer queue(args)()
 		v, err := decode(args)
 		if err != nil {
 			return err
@@ -73,12 +75,29 @@ func promise(schema json.RawMessage, r *room) func(json.RawMessage) error {
 		return func(json.RawMessage) error { return err }
 	}
 	return func(structured json.RawMessage) error {
+		defer queue(structured)()
 		v, err := decode(structured)
 		if err != nil {
 			return err
 		}
 		return check(v)
 	}
+}
+
+// manyValues is from how many on a value is checked in turn with others: decoded, each
+// takes a hundred bytes.
+const manyValues = 10_000
+
+var checking = make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2))
+
+// queue waits for the turn of a value with many parts, and returns what ends it. All of
+// them end soon, as [work] sees to.
+func queue(raw json.RawMessage) (done func()) {
+	if len(raw) < manyValues || few(raw, manyValues) {
+		return func() {}
+	}
+	checking <- struct{}{}
+	return func() { <-checking }
 }
 
 // compiled makes a check of values of some kind.
@@ -142,7 +161,9 @@ func compiled(schema json.RawMessage, which, values string, r *room) (check func
 		if which == "inputSchema" {
 			v = given(made, v)
 		}
-		switch n := work.of(made, v); {
+		allowance := newAllowance()
+		defer allowance.close()
+		switch n := work.of(made, v, allowance); {
 		case n > maxWork:
 			return fmt.Errorf("checking the %s would take too long", values)
 		case n > maxWords:
@@ -165,11 +186,11 @@ func (r *room) weigh(doc any) error {
 	w := weight{}
 	w.add(doc, 0)
 	// Each other way to write a place in a list makes what is there another schema.
-	parts := w.parts * (1 + w.aliases)
+	parts, pointers := w.parts*(1+w.aliases), w.pointers*(1+w.aliases)
 	switch {
 	case w.long:
 		return errors.New("refers to an address that is too long")
-	case parts > maxParts || w.pointers > maxPointers:
+	case parts > maxParts || pointers > maxPointers:
 		return errors.New("has too many parts")
 	case parts > r.parts:
 		return errTooMuch

@@ -162,7 +162,7 @@ type server struct {
 	space     string            // before its URIs, as agents see them; empty: they see its own
 	spaces    map[string]string // of all servers: space to name; not written once New is done
 	prefixes  map[string]bool   // likewise, before names
-	transport *http.Transport   // nil of a child
+	way       way               // nil of a child
 	blank     *http.Request     // to its URL, for copies; nil of a child
 	agent     []string          // what we say that we are, in HTTP
 	breaker   *breaker
@@ -324,7 +324,7 @@ func (s *Servers) prepareURL(srv *server) error {
 		return errors.New("its URL is not one that a request can be sent to")
 	}
 	srv.agent = []string{"toolbroker/" + srv.version}
-	srv.transport, err = s.transport(srv, u)
+	srv.way, err = s.way(srv, srv.blank.URL)
 	return err
 }
 
@@ -453,8 +453,8 @@ func (s *Servers) Close(ctx context.Context) error {
 	}
 	s.closing.Do(func() {
 		for _, srv := range s.servers {
-			if srv.transport != nil {
-				srv.transport.CloseIdleConnections()
+			if srv.way != nil {
+				srv.way.CloseIdleConnections()
 			}
 		}
 		if s.launcher != nil {

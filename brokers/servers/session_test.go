@@ -216,8 +216,9 @@ func TestSessionsWhoseEndIsNotConfirmed(t *testing.T) {
 	}
 }
 
-// A session that the server forgot costs a call only where it could not be
-// known before; nothing is ever sent twice.
+// A session that the server forgot, as MCP has it say so, costs no call: that is sent
+// once more, in another, and never a third time. Whatever else it says, the call may
+// have been done.
 func TestForgottenSessions(t *testing.T) {
 	f := newSessions()
 	s, _ := start(t, Config{Servers: []Server{{Name: "x", URL: f.serve(t)}}})
@@ -232,14 +233,11 @@ func TestForgottenSessions(t *testing.T) {
 		}
 	}
 	forget()
-	if _, err := forward(t, s, "x__act", `{}`); err == nil || errors.Is(err, gateway.ErrNotSent) {
-		t.Errorf("the server may have run it, but: %v", err)
-	}
-	if n := f.count("tools/call"); n != 2 {
-		t.Errorf("two calls were sent %d times", n)
-	}
 	if _, err := forward(t, s, "x__act", `{}`); err != nil {
-		t.Errorf("no new session was opened: %v", err)
+		t.Errorf("it was not sent once more: %v", err)
+	}
+	if ids := f.calls(); len(ids) != 3 || len(slices.Compact(ids)) != 2 {
+		t.Errorf("two calls went over %v", ids)
 	}
 	// After a while of nothing the session is asked first.
 	s.pool.mu.Lock()
@@ -250,7 +248,71 @@ func TestForgottenSessions(t *testing.T) {
 		t.Errorf("the session was not asked first: %v", err)
 	}
 	if n := f.count("tools/call"); n != 4 {
-		t.Errorf("four calls were sent %d times", n)
+		t.Errorf("the third of three calls was sent %d times", n-3)
+	}
+}
+
+func TestWhatIsSentOnceMore(t *testing.T) {
+	for name, row := range map[string]struct {
+		status  int // of tools/call
+		session string
+		sent    int
+		notSent bool
+	}{
+		"every session is unknown": {404, "s1", 2, true},
+		"no session was given":     {404, "", 1, false},
+		"a bad request":            {400, "s1", 1, false},
+		"gone":                     {410, "s1", 1, false},
+		"an error":                 {500, "s1", 1, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := &fake{session: row.session, call: func(w http.ResponseWriter, _ *http.Request, _ fakeMessage) { w.WriteHeader(row.status) }}
+			s, _ := start(t, Config{Servers: []Server{{Name: "x", URL: f.serve(t)}}})
+			if _, err := forward(t, s, "x__act", `{}`); err == nil || errors.Is(err, gateway.ErrNotSent) != row.notSent {
+				t.Errorf("it ended with %v", err)
+			}
+			if n := f.count("tools/call"); n != row.sent {
+				t.Errorf("it was sent %d times", n)
+			}
+		})
+	}
+}
+
+// Some servers say that they know a session no more by an error that is an answer.
+func TestASessionThatIsUnknownByAnError(t *testing.T) {
+	for name, row := range map[string]struct {
+		status, code int
+		sent         int // of two calls
+		sessions     int
+		err          bool
+	}{
+		"as MCP has it":         {404, -32001, 4, 4, true},
+		"another error":         {404, -32601, 2, 1, false},
+		"by a bad request":      {400, -32000, 2, 2, false},
+		"another bad request":   {400, -32602, 2, 1, false},
+		"what is no such thing": {500, -32001, 2, 1, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := &fake{session: "s1", call: func(w http.ResponseWriter, r *http.Request, m fakeMessage) {
+				w.Header().Set("Content-Type", contentJSON)
+				w.WriteHeader(row.status)
+				says(contentJSON, fmt.Sprintf(`{"jsonrpc":"2.0","id":ID,"error":{"code":%d,"message":"m"}}`, row.code))(w, r, m)
+			}}
+			s, _ := start(t, Config{Servers: []Server{{Name: "x", URL: f.serve(t)}}})
+			before := f.count("initialize")
+			for range 2 {
+				r, err := forward(t, s, "x__act", `{}`)
+				if row.err != errors.Is(err, gateway.ErrNotSent) || !row.err && (err != nil || r.Error == nil) {
+					t.Errorf("%s, %v", r.Error, err)
+				}
+			}
+			if n := f.count("tools/call"); n != row.sent {
+				t.Errorf("two calls were sent %d times", n)
+			}
+			if n := f.count("initialize") - before; n < row.sessions { // and more, to list with
+				t.Errorf("%d sessions", n)
+			}
+		})
 	}
 }
 
@@ -296,8 +358,9 @@ func TestARequestIsWrittenOnce(t *testing.T) {
 	defer s.Close(context.Background())
 	srv := s.servers["x"]
 	writes := new(atomic.Int64)
-	dial := srv.transport.DialContext
-	srv.transport.DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
+	l := srv.way.(*lean)
+	dial := l.dial
+	l.dial = func(ctx context.Context, network, address string) (net.Conn, error) {
 		c, err := dial(ctx, network, address)
 		return &countedWrites{c, writes}, err
 	}

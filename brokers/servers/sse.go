@@ -113,7 +113,7 @@ func (p *spool) do(ctx context.Context, c call) (message, error) {
 		}
 		return message{}, err
 	}
-	return p.await(ctx, id, w, func(err error) error { return err }, p.cancel)
+	return p.await(ctx, id, w, sent, p.cancel)
 }
 
 func (p *spool) cancel(id int64) {

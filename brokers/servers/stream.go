@@ -14,6 +14,8 @@ import (
 
 	"github.com/go-json-experiment/json/jsontext"
 	"github.com/mark3labs/mcp-go/mcp"
+
+	"toolbroker/gateway"
 )
 
 var (
@@ -73,16 +75,21 @@ func (w *web) keep() {
 // beside deals with what comes over that stream. It answers no call of ours.
 func (w *web) beside(m message) error {
 	if m.response() {
-		return unusable("the server answered something that nobody asked")
+		return errUnasked
 	}
 	if w.forAgent(m, w.post) {
 		return nil
 	}
-	var h *hearing
-	if found := w.whose(m); found != nil {
-		h = found.call.hears
+	all := w.about(m)
+	if m.method == "notifications/progress" || m.method == "notifications/message" {
+		for _, one := range hearers(all) {
+			if err := one.call.hears.note(m); err != nil {
+				return err
+			}
+		}
+		return nil
 	}
-	return w.meanwhile(m, h)
+	return w.besideCalls(m, all, w.post)
 }
 
 func listenParams(s *server, to filter) (json.RawMessage, error) {
@@ -208,7 +215,8 @@ func (w *web) resumes(e *events, err error) bool {
 		return false
 	}
 	_, network := errors.AsType[net.Error](err)
-	return network || errors.Is(err, errStreamEnded) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
+	_, gone := errors.AsType[lost](err)
+	return network || gone || errors.Is(err, errStreamEnded) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
 }
 
 // rest waits before a stream is opened for the nth time: as the server says, but a
@@ -230,6 +238,9 @@ func (w *web) again(ctx context.Context, e *events, n int, read func([]byte) (bo
 		return err
 	}
 	resp, err := w.get(ctx, e.last)
+	if errors.Is(err, gateway.ErrNotSent) {
+		return lost("the server cannot be reached for the rest of its answer") // the call itself was sent
+	}
 	if err != nil {
 		return err
 	}

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -65,6 +66,35 @@ func TestAStreamThatIsContinuedWithoutEnd(t *testing.T) {
 	s, _ := start(t, Config{Servers: []Server{{Name: "x", URL: f.serve(t), Timeout: 300 * time.Millisecond}}})
 	if r, err := forward(t, s, "x__act", `{}`); !errors.Is(err, context.DeadlineExceeded) || errors.Is(err, gateway.ErrNotSent) {
 		t.Errorf("%v, %s", err, r.Raw)
+	}
+}
+
+// Whatever becomes of the request for the rest, the call itself was sent.
+func TestAStreamThatCannotBeContinued(t *testing.T) {
+	for name, c := range map[string]struct {
+		rest func(c net.Conn)
+		want error
+	}{
+		"no HTTP":  {func(c net.Conn) { fmt.Fprint(c, "SSH-2.0-OpenSSH\r\n\r\n") }, gateway.ErrBadAnswer},
+		"hangs up": {func(net.Conn) {}, context.DeadlineExceeded},
+	} {
+		f := &fake{session: "s"}
+		f.before = func(w http.ResponseWriter, r *http.Request, _ fakeMessage) bool {
+			if r.Method == http.MethodGet {
+				conn, _, _ := w.(http.Hijacker).Hijack()
+				c.rest(conn)
+				conn.Close()
+			}
+			return r.Method == http.MethodGet
+		}
+		f.call = func(w http.ResponseWriter, _ *http.Request, _ fakeMessage) {
+			w.Header().Set("Content-Type", contentSSE)
+			fmt.Fprint(w, "id: e1\nretry: 1\ndata:\n\n")
+		}
+		s, _ := start(t, Config{Servers: []Server{{Name: "x", URL: f.serve(t), Timeout: 300 * time.Millisecond}}})
+		if r, err := forward(t, s, "x__act", `{}`); !errors.Is(err, c.want) || errors.Is(err, gateway.ErrNotSent) {
+			t.Errorf("%s: %v, %s", name, err, r.Raw)
+		}
 	}
 }
 
@@ -171,7 +201,7 @@ func TestTheOldTransport(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if o.n != 2 || o.auth.Load() != "Bearer b" { // one stream is for listing
+		if o.n != 3 || o.auth.Load() != "Bearer b" { // two streams are for listing
 			t.Errorf("%d streams, with %q", o.n, o.auth.Load())
 		}
 		if era(s.servers["x"].era.Load()) != sseEra {
@@ -338,4 +368,85 @@ func TestALegacyAnswerIsNoChangeOfEra(t *testing.T) {
 			t.Errorf("era %v: %s, %v", e, r.Error, err)
 		}
 	}
+}
+
+func TestAnIDThatNoHeaderHolds(t *testing.T) {
+	for id, last := range map[string]string{"a b\tc é": "a b\tc é", "a\x01b": "e0", "a\x7fb": "e0", "\x00": "e0"} {
+		e := &events{limit: 1000}
+		_ = e.read(strings.NewReader("id: e0\n\nid: "+id+"\n\n"), nil)
+		if e.last != last {
+			t.Errorf("after %q the last is %q", id, e.last)
+		}
+	}
+}
+
+// A call that has left is not said to be unsent, whatever becomes of its stream.
+func TestAContinuedStreamThatCannotBeHad(t *testing.T) {
+	var url string
+	for name, c := range map[string]struct {
+		id  string
+		get func(w http.ResponseWriter, r *http.Request)
+	}{
+		"an id that no header holds": {"a\x01b", nil},
+		"another":                    {"a\x7fb", nil},
+		"no HTTP": {"e1", func(w http.ResponseWriter, _ *http.Request) {
+			c, b, _ := w.(http.Hijacker).Hijack()
+			fmt.Fprint(b, "SSH-2.0-x\r\n\r\n")
+			b.Flush()
+			c.Close()
+		}},
+		"a status": {"e1", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusBadGateway) }},
+	} {
+		f := &fake{session: "s"}
+		f.before = func(w http.ResponseWriter, r *http.Request, _ fakeMessage) bool {
+			if r.Method != http.MethodGet || c.get == nil {
+				return false
+			}
+			c.get(w, r)
+			return true
+		}
+		f.call = func(w http.ResponseWriter, _ *http.Request, m fakeMessage) {
+			w.Header().Set("Content-Type", contentSSE)
+			fmt.Fprintf(w, "id: %s\nretry: 1\ndata:\n\n", c.id)
+		}
+		url = f.serve(t)
+		s, _ := start(t, Config{Servers: []Server{{Name: "x", URL: url, Timeout: 5 * time.Second}}})
+		for range 2 * trips {
+			_, err := forward(t, s, "x__act", `{}`)
+			if err == nil || errors.Is(err, gateway.ErrNotSent) && !errors.Is(err, errShort) {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+		if n := f.count("GET"); c.get == nil && n > 0 {
+			t.Errorf("%s: it was asked for the rest %d times", name, n)
+		}
+		if err := s.servers["x"].breaker.failing(workload{"b", "q"}); err != nil {
+			t.Errorf("%s: another: %v", name, err)
+		}
+	}
+}
+
+// What we answer a server, or do for its sake, can fail before it is sent: the call that
+// it was for has left all the same.
+func TestAnAnswerToTheServerThatIsNotSent(t *testing.T) {
+	if err := sent(notSent(errUnreachable)); errors.Is(err, gateway.ErrNotSent) || !errors.Is(err, errUnreachable) {
+		t.Error(err)
+	}
+	gone := make(chan struct{})
+	f := &fake{session: "s"}
+	web := httptest.NewServer(f)
+	f.call = func(w http.ResponseWriter, _ *http.Request, m fakeMessage) {
+		c, b, _ := w.(http.Hijacker).Hijack()
+		defer c.Close()
+		web.Listener.Close() // nothing more can be sent
+		fmt.Fprint(b, "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: {\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"ping\"}\n\n")
+		b.Flush()
+		<-gone
+	}
+	s, _ := start(t, Config{Servers: []Server{{Name: "x", URL: web.URL, Protocol: Legacy, Timeout: 10 * time.Second}}})
+	if _, err := forward(t, s, "x__act", `{}`, func(f *gateway.Forward) { f.Session = "other" }); err == nil || errors.Is(err, gateway.ErrNotSent) {
+		t.Error(err)
+	}
+	close(gone)
+	web.CloseClientConnections()
 }

@@ -25,6 +25,27 @@ func spaceOf(server string) string {
 	return server + "+"
 }
 
+// uiScheme is that of MCP Apps' pages. A client takes no other for one, so their name
+// space stands behind it: agents see `ui://board+view` for board's ui://view.
+const uiScheme = "ui://"
+
+// alias is a server's URI as agents see it.
+func (s *server) alias(uri string) string {
+	if page, ok := strings.CutPrefix(uri, uiScheme); ok && s.space != "" {
+		return uiScheme + s.space + page
+	}
+	return s.space + uri
+}
+
+// bare is the URI whose alias this is, if it can be one of this server's.
+func (s *server) bare(alias string) (uri string, ok bool) {
+	if page, ok := strings.CutPrefix(alias, uiScheme+s.space); ok {
+		return uiScheme + page, true
+	}
+	uri, ok = strings.CutPrefix(alias, s.space)
+	return uri, ok && !strings.HasPrefix(uri, uiScheme)
+}
+
 const maxURI = 2048
 
 var (
@@ -142,7 +163,7 @@ type edit struct {
 // in the same of a task's result; keys in ours are gone from its _meta. Every other
 // byte stays. What is no URI of ours to rename is its own affair.
 func (s *server) own(m message) json.RawMessage {
-	r := renamer{space: []byte(s.space)}
+	r := renamer{s: s}
 	r.scrub(&m.tree, m.at)
 	if s.space != "" {
 		r.result(&m.tree, m.at)
@@ -177,7 +198,7 @@ func (s *server) renameFault(fault json.RawMessage) json.RawMessage {
 	if s.space == "" {
 		return fault
 	}
-	r := renamer{space: []byte(s.space)}
+	r := renamer{s: s}
 	inside(fault, 0, "data", func(data []byte, at int) { r.member(data, at, "uri") })
 	return r.apply(fault, 0, len(fault))
 }
@@ -188,7 +209,7 @@ func (s *server) renameUI(definition json.RawMessage) json.RawMessage {
 	if s.space == "" || !bytes.Contains(definition, []byte("resourceUri")) && !bytes.Contains(definition, []byte(`\u`)) {
 		return definition
 	}
-	r := renamer{space: []byte(s.space)}
+	r := renamer{s: s}
 	inside(definition, 0, "_meta", func(meta []byte, at int) {
 		r.member(meta, at, "ui/resourceUri")
 		inside(meta, at, "ui", func(ui []byte, at int) { r.member(ui, at, "resourceUri") })
@@ -198,17 +219,14 @@ func (s *server) renameUI(definition json.RawMessage) json.RawMessage {
 
 // inside hands on an object's member of that name, and where it stands.
 func inside(object []byte, base int, name string, f func([]byte, int)) {
-	all, _ := members(object)
-	for _, m := range all {
-		if m.name == name {
-			f(m.value, base+m.at)
-		}
+	if m, ok := memberOf(object, name); ok {
+		f(m.value, base+m.at)
 	}
 }
 
 // A renamer collects edits.
 type renamer struct {
-	space []byte // that holds nothing to escape
+	s     *server // whose space holds nothing to escape
 	edits []edit
 }
 
@@ -289,9 +307,12 @@ func (r *renamer) uri(t *tree, object int) {
 // value renames a URI that stands at a place.
 func (r *renamer) value(value json.RawMessage, at int) {
 	if value[0] == '"' && bytes.IndexByte(value, '\\') < 0 {
-		r.edits = append(r.edits, edit{at + 1, at + 1, r.space}) // the rest is written as it would be
+		if at++; bytes.HasPrefix(value[1:], []byte(uiScheme)) {
+			at += len(uiScheme)
+		}
+		r.edits = append(r.edits, edit{at, at, []byte(r.s.space)}) // the rest is written as it would be
 	} else if uri, ok := word(value); ok {
-		if quoted, err := jsontext.AppendQuote(nil, string(r.space)+uri); err == nil {
+		if quoted, err := jsontext.AppendQuote(nil, r.s.alias(uri)); err == nil {
 			r.edits = append(r.edits, edit{at, at + len(value), quoted})
 		}
 	}

@@ -20,7 +20,9 @@ const ours = "io.toolbroker/"
 // its bytes, and they may hold secrets.
 var (
 	errRubbish = unusable("the server's reply is not valid JSON-RPC")
-	errTooBig  = unusable("the server's reply is too big")
+	errTooBig  = fmt.Errorf("%w: the server said more at once than its max_response", gateway.ErrTooLong)
+	errTooMany = unusable("the server's reply has too many parts")
+	errUnasked = unusable("the server answered something that nobody asked")
 	errNoise   = unusable("the server says too much that nobody asked for")
 )
 
@@ -38,6 +40,8 @@ type message struct {
 
 	tree tree // of all of it
 	at   int  // of result in there
+
+	tooLong bool // it was an answer, and nothing of it was kept
 }
 
 func (m message) response() bool     { return m.method == "" }
@@ -54,8 +58,11 @@ type member struct {
 // members splits a JSON object at its top level. Everything below is checked
 // too: duplicate names and invalid UTF-8, at any depth, are errors.
 func members(object []byte) ([]member, error) {
-	t, end, ok := scan(object, false)
-	if !ok || space(object, end) != len(object) || t.kind(0) != '{' {
+	t, end, err := scan(object, "")
+	if err != nil {
+		return nil, err
+	}
+	if space(object, end) != len(object) || t.kind(0) != '{' {
 		return nil, errRubbish
 	}
 	all := make([]member, 0, len(t.nodes)-1)
@@ -66,10 +73,27 @@ func members(object []byte) ([]member, error) {
 	return all, nil
 }
 
+// memberOf returns one of the members of an object, if it has it. It takes nothing for
+// the others, of which there can be any number.
+func memberOf(object []byte, name string) (member, bool) {
+	t, end, err := scan(object, name)
+	if err != nil || space(object, end) != len(object) || t.kind(0) != '{' {
+		return member{}, false
+	}
+	for i := range t.inside(0, '{') {
+		n := &t.nodes[i]
+		return member{name: name, start: n.name, end: n.end, at: n.at, value: t.value(i)}, true
+	}
+	return member{}, false
+}
+
 // elements splits a JSON array, as members does an object.
 func elements(array []byte) ([]member, error) {
-	t, _, ok := scan(array, false)
-	if !ok || t.kind(0) != '[' {
+	t, _, err := scan(array, "")
+	if err != nil {
+		return nil, err
+	}
+	if t.kind(0) != '[' {
 		return nil, errRubbish
 	}
 	all := make([]member, 0, len(t.nodes)-1)
@@ -100,8 +124,11 @@ func object(raw json.RawMessage) bool {
 
 // parse reads one message, strictly.
 func parse(frame []byte) (message, error) {
-	t, ok := read(frame)
-	if !ok || t.kind(0) != '{' {
+	t, err := read(frame)
+	if err != nil {
+		return message{}, err
+	}
+	if t.kind(0) != '{' {
 		return message{}, errRubbish
 	}
 	m := message{tree: t}
@@ -130,6 +157,9 @@ func parse(frame []byte) (message, error) {
 			}
 			m.result, m.at = value, i
 		case "error":
+			if !few(value, maxAsked) {
+				return message{}, errTooMany
+			}
 			if !validFault(value) {
 				return message{}, errRubbish
 			}
@@ -207,30 +237,21 @@ func scrub(raw json.RawMessage, where string) json.RawMessage {
 	if !bytes.Contains(raw, []byte("toolbroker")) && !bytes.Contains(raw, []byte(`\u`)) {
 		return raw
 	}
-	all, err := members(raw)
-	if err != nil {
+	m, ok := memberOf(raw, where)
+	if !ok || jsontext.Value(m.value).Kind() != '{' {
 		return raw
 	}
-	for _, m := range all {
-		if m.name != where || jsontext.Value(m.value).Kind() != '{' {
-			continue
+	inner, err := members(m.value)
+	var kept [][]byte // nothing of what has more members than anyone reads
+	for _, k := range inner {
+		if !strings.HasPrefix(k.name, ours) {
+			kept = append(kept, m.value[k.start:k.end])
 		}
-		inner, err := members(m.value)
-		if err != nil {
-			return raw
-		}
-		var kept [][]byte
-		for _, k := range inner {
-			if !strings.HasPrefix(k.name, ours) {
-				kept = append(kept, m.value[k.start:k.end])
-			}
-		}
-		if len(kept) == len(inner) {
-			return raw
-		}
-		return slices.Concat(raw[:m.at], []byte("{"), bytes.Join(kept, []byte(",")), []byte("}"), raw[m.end:])
 	}
-	return raw
+	if err == nil && len(kept) == len(inner) {
+		return raw
+	}
+	return slices.Concat(raw[:m.at], []byte("{"), bytes.Join(kept, []byte(",")), []byte("}"), raw[m.end:])
 }
 
 // depth is how deep a JSON value is nested.

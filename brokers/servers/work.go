@@ -272,81 +272,88 @@ func sizeOf(v any, most int) int {
 
 // of counts what holding a value against s takes, up to just over maxWork. It never
 // counts less: where the library stops at a miss, this goes on.
-func (w *work) of(s *jsonschema.Schema, v any) int {
-	left := maxWork
-	w.visit(s, v, &left)
-	return maxWork - left
+// Where a pattern may take long, its texts are held against it on the way.
+func (w *work) of(s *jsonschema.Schema, v any, a *allowance) int {
+	e := &effort{maxWork, a}
+	w.visit(s, v, e)
+	return maxWork - e.left
 }
 
-func (w *work) visit(s *jsonschema.Schema, v any, left *int) {
+// An effort is what one check may still take.
+type effort struct {
+	left      int
+	allowance *allowance
+}
+
+func (w *work) visit(s *jsonschema.Schema, v any, e *effort) {
 	step := w.steps[s]
-	if *left -= step.base; *left < 0 || s.Bool != nil || typeOf(v)&step.types == 0 {
+	if e.left -= step.base; e.left < 0 || s.Bool != nil || typeOf(v)&step.types == 0 {
 		return
 	}
 	for _, o := range step.always {
-		w.visit(o, v, left)
+		w.visit(o, v, e)
 	}
 	switch v := v.(type) {
 	case map[string]any:
-		w.object(s, step, v, left)
+		w.object(s, step, v, e)
 	case []any:
-		w.list(s, v, left)
+		w.list(s, v, e)
 	case string:
-		if *left -= len(v) / 64; s.Pattern != nil {
-			*left -= matching(s.Pattern, v)
+		if e.left -= len(v) / 64; s.Pattern != nil {
+			e.hold(s.Pattern, v)
 		}
 		if s.Format != nil {
-			if *left -= len(v) / 8; s.Format.Name == "regex" { // it is compiled
-				*left -= 10_000
+			if e.left -= len(v) / 8; s.Format.Name == "regex" { // it is compiled
+				e.left -= 10_000
 			}
 		}
 	case json.Number:
-		*left -= len(v) / 8
+		e.left -= len(v) / 8
 	}
 }
 
-func (w *work) object(s *jsonschema.Schema, step *step, v map[string]any, left *int) {
+func (w *work) object(s *jsonschema.Schema, step *step, v map[string]any, e *effort) {
 	for name, o := range step.when {
 		if _, there := v[name]; there {
-			w.visit(o, v, left)
+			w.visit(o, v, e)
 		}
 	}
 	for name, sub := range v {
-		if *left--; *left < 0 {
+		if e.left--; e.left < 0 {
 			return
 		}
 		here, known := s.Properties[name]
 		if known {
-			w.visit(here, sub, left)
+			w.visit(here, sub, e)
 		}
 		for pattern, o := range s.PatternProperties {
-			if *left -= matching(pattern, name); *left < 0 {
+			if e.hold(pattern, name); e.left < 0 {
 				return
 			}
 			if pattern.MatchString(name) {
 				known = true
-				w.visit(o, sub, left)
+				w.visit(o, sub, e)
 			}
 		}
 		if o, ok := s.AdditionalProperties.(*jsonschema.Schema); ok && !known {
-			w.visit(o, sub, left)
+			w.visit(o, sub, e)
 		}
 		if s.PropertyNames != nil {
-			w.visit(s.PropertyNames, name, left)
+			w.visit(s.PropertyNames, name, e)
 		}
 		if s.UnevaluatedProperties != nil && !known && s.AdditionalProperties == nil {
-			w.visit(s.UnevaluatedProperties, sub, left)
+			w.visit(s.UnevaluatedProperties, sub, e)
 		}
 	}
 }
 
-func (w *work) list(s *jsonschema.Schema, v []any, left *int) {
+func (w *work) list(s *jsonschema.Schema, v []any, e *effort) {
 	if s.UniqueItems {
 		times := 2
 		if len(v) <= 20 { // each is compared with each
 			times = 20
 		}
-		*left -= times * sizeOf(v, *left)
+		e.left -= times * sizeOf(v, e.left)
 	}
 	first, rest := s.PrefixItems, s.Items2020
 	switch items := s.Items.(type) { // before 2020-12
@@ -357,28 +364,32 @@ func (w *work) list(s *jsonschema.Schema, v []any, left *int) {
 		rest, _ = s.AdditionalItems.(*jsonschema.Schema)
 	}
 	for i, sub := range v {
-		if *left--; *left < 0 {
+		if e.left--; e.left < 0 {
 			return
 		}
 		if i < len(first) {
-			w.visit(first[i], sub, left)
+			w.visit(first[i], sub, e)
 		} else if rest != nil {
-			w.visit(rest, sub, left)
+			w.visit(rest, sub, e)
 		}
 		if s.Contains != nil {
-			w.visit(s.Contains, sub, left)
+			w.visit(s.Contains, sub, e)
 		}
 		if s.UnevaluatedItems != nil && i >= len(first) && rest == nil {
-			w.visit(s.UnevaluatedItems, sub, left)
+			w.visit(s.UnevaluatedItems, sub, e)
 		}
 	}
 }
 
-// matching is what a pattern takes with a text.
-func matching(p jsonschema.Regexp, text string) int {
+// hold counts what holding a text against a pattern takes. Where that may be long it is
+// done here, on this check's account.
+func (e *effort) hold(p jsonschema.Regexp, text string) {
 	steps := 1
 	if p, ok := p.(gateway.Pattern); ok {
 		steps = p.Steps
 	}
-	return 1 + len(text)*steps/32
+	e.left -= 1 + len(text)*steps/32
+	if p, ok := p.(*ecmaPattern); ok && e.left >= 0 {
+		e.allowance.match(p, text)
+	}
 }

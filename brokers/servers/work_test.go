@@ -112,7 +112,7 @@ func TestWorkIsNotLessThanIsDone(t *testing.T) {
 			v := someValue(i, 4)
 			done = 0
 			valid := made.Validate(v) == nil
-			if n := work.of(made, v); n < done {
+			if n := work.of(made, v, newAllowance()); n < done {
 				t.Errorf("%s with %v (%v): counted %d, done %d", schema, v, valid, n, done)
 			}
 			if i == 0 && done == 0 {

@@ -291,3 +291,63 @@ func TestBounds(t *testing.T) {
 		t.Error("a large letter was sent")
 	}
 }
+
+// A session whose end Redis did not take in is as it was, and what closes it later
+// tells everybody.
+func TestClosingWhileRedisIsAway(t *testing.T) {
+	redistest.Each(t, func(t *testing.T, start func(testing.TB) *redistest.Server) {
+		for name, fail := range map[string]func(t *testing.T, s *redistest.Server, a *sessions.Sessions) error{
+			"it is down": func(t *testing.T, s *redistest.Server, a *sessions.Sessions) error {
+				s.Stop(t)
+				defer s.Start(t)
+				return a.Close(t.Context(), "s1")
+			},
+			"it does not answer": func(t *testing.T, s *redistest.Server, _ *sessions.Sessions) error {
+				late := make(chan struct{})
+				defer close(late)
+				slow, err := sessions.New(sessions.Config{Store: s.OpenSlow(t, "hmget", late, "acme")})
+				if err != nil {
+					t.Fatal(err)
+				}
+				return slow.Close(t.Context(), "s1")
+			},
+		} {
+			t.Run(name, func(t *testing.T) {
+				s, late := start(t), &clock{}
+				a, b := replica(t, s, late), replica(t, s, late)
+				opened(t, a, "s1", alice)
+				ctx, cancel := context.WithCancel(t.Context())
+				defer cancel()
+				closed := make(chan string, 1)
+				awake := make(chan struct{}, 100)
+				go b.Watch(ctx, func(n gateway.News) {
+					if n.Closed {
+						closed <- n.Session
+					} else {
+						awake <- struct{}{}
+					}
+				})
+				if err := fail(t, s, a); err == nil {
+					t.Fatal("it is said to be closed")
+				}
+				for _, r := range []*sessions.Sessions{a, b} {
+					redistest.Await(t, "it is there", func() bool { _, err := r.Session(t.Context(), "s1"); return err == nil })
+				}
+				redistest.Await(t, "the other hears", func() bool {
+					return a.Tell(t.Context(), gateway.News{Session: "awake", Roots: true}) == nil && len(awake) > 0
+				})
+				if err := a.Close(t.Context(), "s1"); err != nil {
+					t.Fatal(err)
+				}
+				if got := <-closed; got != "s1" {
+					t.Errorf("closed %q", got)
+				}
+				for _, r := range []*sessions.Sessions{a, b} {
+					if _, err := r.Session(t.Context(), "s1"); !errors.Is(err, gateway.ErrNotFound) {
+						t.Errorf("it is still there: %v", err)
+					}
+				}
+			})
+		}
+	})
+}

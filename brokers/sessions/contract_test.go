@@ -22,6 +22,7 @@ func TestContract(t *testing.T) {
 				Later:   func() { late.add(time.Second) },
 				Stop:    func() { s.Stop(t) },
 				Start:   func() { s.Start(t) },
+				Most:    5,
 			}
 		})
 	})
@@ -36,7 +37,7 @@ func (c *clock) add(d time.Duration) { c.ahead.Add(int64(d)) }
 // replica runs one more replica until the test ends.
 func replica(t testing.TB, s *redistest.Server, c *clock) *sessions.Sessions {
 	t.Helper()
-	one, err := sessions.New(sessions.Config{Store: s.Open(t, "acme", "globex"), Now: c.now, MaxAnswer: 1 << 10})
+	one, err := sessions.New(sessions.Config{Store: s.Open(t, "acme", "globex"), Now: c.now, MaxAnswer: 1 << 10, Most: 5})
 	if err != nil {
 		t.Fatal(err)
 	}

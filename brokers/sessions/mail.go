@@ -34,12 +34,14 @@ type note struct {
 	Ask    string `json:"ask,omitempty"`
 	Method string `json:"method"`
 	Params []byte `json:"params,omitempty"`
+	Server string `json:"server,omitempty"`
+	Used   string `json:"used,omitempty"`
 }
 
 func (l letter) news() gateway.News {
 	n := gateway.News{Session: l.Session, Cancelled: l.Request, Roots: l.Roots, Level: l.Level, Closed: l.Closed, WithTask: l.WithTask}
 	if l.Note != nil {
-		n.Note = &gateway.Note{Ask: l.Note.Ask, Method: l.Note.Method, Params: l.Note.Params}
+		n.Note = &gateway.Note{Ask: l.Note.Ask, Method: l.Note.Method, Params: l.Note.Params, Server: l.Note.Server, Used: l.Note.Used}
 	}
 	return n
 }
@@ -81,7 +83,7 @@ func (s *Sessions) write(k redis.Key, l letter) ([]byte, error) {
 func (s *Sessions) Tell(ctx context.Context, n gateway.News) error {
 	l := letter{Session: n.Session, Request: n.Cancelled, Roots: n.Roots, Level: n.Level, Closed: n.Closed, WithTask: n.WithTask}
 	if n.Note != nil {
-		l.Note = &note{n.Note.Ask, n.Note.Method, n.Note.Params}
+		l.Note = &note{n.Note.Ask, n.Note.Method, n.Note.Params, n.Note.Server, n.Note.Used}
 	}
 	if err := s.tellAll(ctx, l); err != nil {
 		return fmt.Errorf("tell of a session: %w", err)

@@ -17,6 +17,7 @@ import (
 	"log/slog"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -29,6 +30,7 @@ type Config struct {
 	Store     *redis.Store
 	TTL       time.Duration    // how long a session lives without a request; 0 for 24 h
 	MaxAnswer int              // bytes of an answer to an ask; 0 for 4 MiB
+	Most      int              // sessions of one workload; 0 for 1,000
 	Now       func() time.Time // nil for time.Now
 	Log       *slog.Logger     // nil for slog's default
 }
@@ -44,11 +46,18 @@ type Sessions struct {
 	notes       redis.Key // where what is not kept is told
 
 	mu       sync.Mutex
-	seen     map[string]seen
+	seen     map[string]seen          // by key
+	places   map[string]place         // of those that were seen open, by their ids
 	expected map[string]chan struct{} // rung when an ask was answered, by its digest
 	watchers map[int]func(gateway.News)
 	watched  int
 	heard    map[string]time.Time // mail that was delivered, by its nonce
+}
+
+// A place is where Redis has a session.
+type place struct {
+	key    redis.Key
+	digest string // of its id
 }
 
 // seen is how this replica saw a session last. One that went back to an older
@@ -77,15 +86,35 @@ const (
 )
 
 // keep lets a session live on, and its task's index with it. KEYS: session, index.
-var keep = redis.NewScript(`
+var keep = redis.NewScript(redis.Clock + `
 if redis.call('PEXPIRE', KEYS[1], ARGV[1]) == 0 then return {'gone'} end
 redis.call('PEXPIRE', KEYS[2], ARGV[1])
+redis.call('HSET', KEYS[1], 'used', string.format('%.0f', now))
 return {'ok'}`)
 
-// open keeps a session and lists it with its task. KEYS: session, index. ARGV:
-// sealed session, how long it lives, digest.
-var open = redis.NewScript(`
-redis.call('HSET', KEYS[1], 'seq', '1', 'session', ARGV[1])
+// still is keep for a session whose version is known. ARGV: how long, version.
+var still = redis.NewScript(redis.Clock + `
+local seq = redis.call('HGET', KEYS[1], 'seq')
+if not seq then return {'gone'} end
+if seq ~= ARGV[2] then return {'moved'} end
+redis.call('PEXPIRE', KEYS[1], ARGV[1])
+redis.call('PEXPIRE', KEYS[2], ARGV[1])
+redis.call('HSET', KEYS[1], 'used', string.format('%.0f', now))
+return {'ok'}`)
+
+// open keeps a session and lists it with its task. KEYS: session, index, the
+// workload's. ARGV: sealed session, how long it lives, digest, how many sessions its
+// workload may have, how long is known which it has, and the last place of those at
+// the front. Where there is no room, it returns those, and does nothing.
+var open = redis.NewScript(redis.Clock + `
+if redis.call('ZCARD', KEYS[3]) >= tonumber(ARGV[4]) then
+  local all = redis.call('ZRANGE', KEYS[3], 0, ARGV[6])
+  table.insert(all, 1, 'full')
+  return all
+end
+redis.call('ZADD', KEYS[3], string.format('%.0f', now), ARGV[3])
+redis.call('PEXPIRE', KEYS[3], ARGV[5])
+redis.call('HSET', KEYS[1], 'seq', '1', 'session', ARGV[1], 'used', string.format('%.0f', now))
 redis.call('PEXPIRE', KEYS[1], ARGV[2])
 redis.call('SADD', KEYS[2], ARGV[3])
 redis.call('PEXPIRE', KEYS[2], ARGV[2])
@@ -100,15 +129,18 @@ if seq ~= ARGV[1] then return {'moved'} end
 redis.call('HSET', KEYS[1], 'seq', ARGV[2], 'session', ARGV[3])
 return {'ok'}`)
 
-// end forgets sessions and strikes them off their task's index, tells of each
-// that was there, and counts those. KEYS: index, mail, topic, sessions. ARGV: as
-// for post, then each session's digest and sealed mail, or ”.
+// end forgets sessions and strikes them off their task's index and their workload's,
+// tells of each that was there, and counts those. KEYS: index, mail, topic, then each
+// session and its workload's, or again the session where nobody knows whose it is.
+// ARGV: as for post, then each session's digest and sealed mail, or ”.
 var end = redis.NewScript(`
 local n, told = 0, false
-for i = 4, #KEYS do
-  local digest, letter = ARGV[2*i-5], ARGV[2*i-4]
+for i = 4, #KEYS, 2 do
+  local digest, letter = ARGV[i-1], ARGV[i]
   redis.call('SREM', KEYS[1], digest)
-  if redis.call('DEL', KEYS[i]) == 1 then
+  local was = redis.call('DEL', KEYS[i])
+  redis.call('ZREM', KEYS[i+1], digest)
+  if was == 1 then
     n = n + 1
     if letter ~= '' then
       redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[1], '*', 'what', letter)
@@ -129,12 +161,13 @@ func New(c Config) (*Sessions, error) {
 	}
 	c.TTL = cmp.Or(c.TTL, 24*time.Hour)
 	c.MaxAnswer = cmp.Or(c.MaxAnswer, 4<<20)
+	c.Most = cmp.Or(c.Most, 1_000)
 	c.Log = cmp.Or(c.Log, slog.Default())
 	if c.Now == nil {
 		c.Now = time.Now
 	}
 	s := &Sessions{
-		Config: c, seen: map[string]seen{}, expected: map[string]chan struct{}{},
+		Config: c, seen: map[string]seen{}, places: map[string]place{}, expected: map[string]chan struct{}{},
 		watchers: map[int]func(gateway.News){}, heard: map[string]time.Time{},
 	}
 	var err, terr, nerr error
@@ -145,6 +178,12 @@ func New(c Config) (*Sessions, error) {
 }
 
 func (s *Sessions) key(session string) (k redis.Key, digest string, err error) {
+	s.mu.Lock()
+	at, known := s.places[session]
+	s.mu.Unlock()
+	if known {
+		return at.key, at.digest, nil
+	}
 	sum := sha256.Sum256([]byte(session))
 	digest = hex.EncodeToString(sum[:])
 	k, err = s.Store.Key(redis.Shared, redis.AgentSession, digest)
@@ -153,6 +192,12 @@ func (s *Sessions) key(session string) (k redis.Key, digest string, err error) {
 
 func (s *Sessions) index(tenant, task string) (redis.Key, error) {
 	return s.Store.Key(redis.Shared, redis.SessionsTask, tenant, task)
+}
+
+// whose returns where a workload's sessions are listed.
+func (s *Sessions) whose(one gateway.Session) (redis.Key, error) {
+	sum := sha256.Sum256([]byte(one.Principal))
+	return s.Store.Key(redis.Shared, redis.SessionsOf, one.Tenant, hex.EncodeToString(sum[:]))
 }
 
 func versioned(seq int64) string { return "session " + strconv.FormatInt(seq, 10) }
@@ -210,16 +255,32 @@ func (s *Sessions) read(ctx context.Context, k redis.Key) (record, error) {
 
 // Session implements [gateway.Sessions].
 func (s *Sessions) Session(ctx context.Context, session string) (gateway.Session, error) {
-	k, _, err := s.key(session)
+	k, digest, err := s.key(session)
 	if err != nil {
 		return gateway.Session{}, err
 	}
 	now := s.Now()
-	switch known := s.known(k); {
+	known := s.known(k)
+	switch {
 	case known.closed:
+		s.forget(session)
 		return gateway.Session{}, gateway.ErrNotFound
 	case now.Before(known.until):
 		return known.session, nil
+	}
+	if known.seq > 0 {
+		// Under its key a version is one record, and that was read before.
+		switch as, err := s.still(ctx, k, known); {
+		case err != nil:
+			return gateway.Session{}, err
+		case as == "gone":
+			s.shut(k) // it was there, and stays gone
+			return gateway.Session{}, gateway.ErrNotFound
+		case as == "ok" && !s.remember(session, place{k, digest}, record{Session: known.session, seq: known.seq}, now):
+			return gateway.Session{}, gateway.ErrNotFound
+		case as == "ok":
+			return known.session, nil
+		}
 	}
 	r, err := s.read(ctx, k)
 	if err != nil {
@@ -231,21 +292,36 @@ func (s *Sessions) Session(ctx context.Context, session string) (gateway.Session
 	}
 	// A request keeps its session alive; at most once a second, that is. One
 	// that was closed since we looked stays closed.
-	still, err := s.Store.Run(ctx, keep, []redis.Key{k, index}, s.TTL.Milliseconds())
+	kept, err := s.Store.Run(ctx, keep, []redis.Key{k, index}, s.TTL.Milliseconds())
 	if err != nil {
 		return gateway.Session{}, err
 	}
-	if still[0] != "ok" {
+	if kept[0] != "ok" {
 		s.shut(k)
 		return gateway.Session{}, gateway.ErrNotFound
 	}
-	if !s.remember(k, r, now) {
+	if !s.remember(session, place{k, digest}, r, now) {
 		return gateway.Session{}, gateway.ErrNotFound
 	}
 	return r.Session, nil
 }
 
-// Open implements [gateway.Sessions].
+// still asks whether a session is as it was known, keeps it alive if it is, and
+// returns "ok", "gone" or "moved".
+func (s *Sessions) still(ctx context.Context, k redis.Key, known seen) (string, error) {
+	index, err := s.index(known.session.Tenant, known.session.Task)
+	if err != nil {
+		return "", err
+	}
+	reply, err := s.Store.Run(ctx, still, []redis.Key{k, index}, s.TTL.Milliseconds(), known.seq)
+	if err != nil {
+		return "", err
+	}
+	return reply[0], nil
+}
+
+// Open implements [gateway.Sessions]. A crash between the end of the session that
+// makes room and the beginning of the new one leaves the workload one less.
 func (s *Sessions) Open(ctx context.Context, session string, one gateway.Session) error {
 	k, digest, err := s.key(session)
 	if err != nil {
@@ -259,14 +335,26 @@ func (s *Sessions) Open(ctx context.Context, session string, one gateway.Session
 	if err != nil {
 		return err
 	}
-	_, err = s.Store.Run(ctx, open, []redis.Key{k, index}, sealed, s.TTL.Milliseconds(), digest)
-	return err
+	whose, err := s.whose(one)
+	if err != nil {
+		return err
+	}
+	for range tries + s.Most/atFront {
+		reply, err := s.Store.Run(ctx, open, []redis.Key{k, index, whose}, sealed, s.TTL.Milliseconds(), digest, s.Most, whoseLife*s.TTL.Milliseconds(), atFront-1)
+		if err != nil || reply[0] == "ok" {
+			return err
+		}
+		if err := s.makeRoom(ctx, whose, reply[1:]); err != nil {
+			return err
+		}
+	}
+	return fmt.Errorf("sessions of one workload: %w", gateway.ErrTooMany)
 }
 
 // Change implements [gateway.Sessions]. f is called again where another replica
 // was quicker.
 func (s *Sessions) Change(ctx context.Context, session string, f func(*gateway.Session)) (gateway.Session, error) {
-	k, _, err := s.key(session)
+	k, digest, err := s.key(session)
 	if err != nil {
 		return gateway.Session{}, err
 	}
@@ -292,7 +380,7 @@ func (s *Sessions) Change(ctx context.Context, session string, f func(*gateway.S
 		case reply[0] == "none":
 			return gateway.Session{}, gateway.ErrNotFound
 		case reply[0] == "ok":
-			if !s.remember(k, r, now) {
+			if !s.remember(session, place{k, digest}, r, now) {
 				return gateway.Session{}, gateway.ErrNotFound
 			}
 			return r.Session, nil
@@ -301,26 +389,45 @@ func (s *Sessions) Change(ctx context.Context, session string, f func(*gateway.S
 	return gateway.Session{}, ctx.Err()
 }
 
-// Close implements [gateway.Sessions].
+// Close implements [gateway.Sessions]. A session is as it was where Redis cannot be
+// asked, and whoever wanted it closed can ask again; where its reply is lost, the
+// letter says on every replica that it is closed.
 func (s *Sessions) Close(ctx context.Context, session string) error {
 	k, digest, err := s.key(session)
 	if err != nil {
 		return err
 	}
 	r, err := s.read(ctx, k)
-	s.shut(k)
-	if err != nil { // not there, not ours, or nobody can say: it goes all the same
+	if errors.Is(err, gateway.ErrNotFound) { // or an older one was put back
+		s.shut(k)
+		s.forget(session)
 		return s.Store.Del(ctx, k)
 	}
+	if err != nil {
+		return err
+	}
+	return s.finish(ctx, k, digest, r)
+}
+
+// finish ends a session that was read, and tells of it. It is as it was until Redis
+// has said so.
+func (s *Sessions) finish(ctx context.Context, k redis.Key, digest string, r record) error {
 	index, err := s.index(r.Tenant, r.Task)
 	if err != nil {
 		return err
 	}
-	letter, err := s.write(s.mail, letter{Session: session, Closed: true})
+	whose, err := s.whose(r.Session)
 	if err != nil {
 		return err
 	}
-	_, err = s.Store.Run(ctx, end, []redis.Key{index, s.mail, s.topic, k}, mostMail, mailLife.Milliseconds(), digest, letter)
+	letter, err := s.write(s.mail, letter{Session: r.ID, Closed: true})
+	if err != nil {
+		return err
+	}
+	if _, err = s.Store.Run(ctx, end, []redis.Key{index, s.mail, s.topic, k, whose}, mostMail, mailLife.Milliseconds(), digest, letter); err == nil {
+		s.shut(k)
+		s.forget(r.ID)
+	}
 	return err
 }
 
@@ -362,15 +469,19 @@ func (s *Sessions) endAll(ctx context.Context, index redis.Key, digests []string
 	}
 	for i, k := range sessions {
 		s.shut(k)
+		keys = append(keys, k, k)
 		r, err := s.unseal(k, found[i])
 		if err != nil {
 			continue // it goes, but nobody knows what to tell
+		}
+		if keys[len(keys)-1], err = s.whose(r.Session); err != nil {
+			return 0, err
 		}
 		if args[2*i+3], err = s.write(s.mail, letter{Session: r.ID, Closed: true, WithTask: true}); err != nil {
 			return 0, err
 		}
 	}
-	reply, err := s.Store.Run(ctx, end, append(keys, sessions...), args...)
+	reply, err := s.Store.Run(ctx, end, keys, args...)
 	if err != nil {
 		return 0, err
 	}
@@ -385,13 +496,15 @@ func (s *Sessions) known(k redis.Key) seen {
 
 // remember takes our own word for a session from here on; false means that it was
 // closed meanwhile.
-func (s *Sessions) remember(k redis.Key, r record, now time.Time) bool {
+func (s *Sessions) remember(session string, at place, r record, now time.Time) bool {
+	name := at.key.String()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	was := s.seen[k.String()]
+	was := s.seen[name]
 	if r.seq >= was.seq && !was.closed {
 		s.bound()
-		s.seen[k.String()] = seen{session: r.Session, seq: r.seq, until: now.Add(fresh)}
+		s.places[strings.Clone(session)] = at
+		s.seen[name] = seen{session: r.Session, seq: r.seq, until: now.Add(fresh)}
 	}
 	return !was.closed
 }
@@ -404,9 +517,17 @@ func (s *Sessions) shut(k redis.Key) {
 	s.seen[k.String()] = seen{closed: true}
 }
 
+// forget lets go of the id of a session that is closed.
+func (s *Sessions) forget(session string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.places, session)
+}
+
 // bound keeps the memory of sessions small. Under s.mu.
 func (s *Sessions) bound() {
 	if len(s.seen) >= mostSeen {
 		clear(s.seen)
+		clear(s.places)
 	}
 }

@@ -151,3 +151,41 @@ func TestClosedStaysClosed(t *testing.T) {
 		}
 	})
 }
+
+// Whose a session is costs nothing while this replica's own word for it is fresh.
+func TestFreshCostsNothing(t *testing.T) {
+	now := time.Now()
+	s, err := sessions.New(sessions.Config{Store: redistest.Embedded(t).Open(t, "acme"), Now: func() time.Time { return now }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Open(t.Context(), "session-1", gateway.Session{Binding: "alice", Tenant: "acme", Task: "task-1"}); err != nil {
+		t.Fatal(err)
+	}
+	ctx := t.Context()
+	if n := testing.AllocsPerRun(100, func() {
+		if _, err := s.Session(ctx, "session-1"); err != nil {
+			t.Error(err)
+		}
+	}); n > 0 {
+		t.Errorf("%v allocations", n)
+	}
+}
+
+func BenchmarkSession(b *testing.B) {
+	now := time.Now()
+	s, err := sessions.New(sessions.Config{Store: redistest.Embedded(b).Open(b, "acme"), Now: func() time.Time { return now }})
+	if err != nil {
+		b.Fatal(err)
+	}
+	id := strings.Repeat("s", 64)
+	if err := s.Open(b.Context(), id, gateway.Session{Binding: "alice", Tenant: "acme", Task: "task-1"}); err != nil {
+		b.Fatal(err)
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := s.Session(b.Context(), id); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

@@ -206,6 +206,9 @@ func accepts(cmd *cobra.Command, d gateway.Definition, hash string) error {
 	return nil
 }
 
+// maxDiff is how many values are shown of one definition.
+const maxDiff = 10_000
+
 // printDiff writes what a server says beside what was accepted, value by value.
 func printDiff(w io.Writer, d gateway.Definition) {
 	fmt.Fprintf(w, "%s %s/%s\n", visible(string(d.Sort)), visible(d.Server), visible(d.Name))
@@ -217,7 +220,8 @@ func printDiff(w io.Writer, d gateway.Definition) {
 		rows = append(rows, []string{"  flagged", f})
 	}
 	_ = table(w, rows...)
-	for _, c := range console.Diff(d.Accepted, d.Seen) {
+	changes, more := console.Diff(d.Accepted, d.Seen, maxDiff)
+	for _, c := range changes {
 		fmt.Fprintf(w, "  %s\n", visible(c.Path))
 		was, now := "", ""
 		gone, fresh := false, false
@@ -237,6 +241,9 @@ func printDiff(w io.Writer, d gateway.Definition) {
 		if fresh {
 			marked(w, "+", now)
 		}
+	}
+	if more > 0 {
+		fmt.Fprintf(w, "  and %d more values that differ\n", more)
 	}
 	fmt.Fprintln(w)
 }

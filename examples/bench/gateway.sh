@@ -25,7 +25,7 @@ operators:
   - {name: alice, password_hash: "\$argon2id\$v=19\$m=65536,t=3,p=2\$c2FtcGxlLXNhbHQtMDAwMA\$Hk9Ww6sRkCwq6Xz5TtW2nQe7mB1cV0yLr8uJ4aZ3dXo", roles: [admin], tenants: [acme]}
 task_kinds:
   - {name: bench, purpose: "To measure.", self_start: true, scope: [{tool: "bench/**", action: call, verdict: allow}]}
-limits: {calls_per_second: 100000, calls_per_tenant_per_day: 1000000000}
+limits: {calls_per_second: 100000, calls_per_tenant_per_day: 1000000000, calls_under_way: 10000, calls_under_way_per_tenant: 10000}
 servers:
   - {name: bench, url: "http://127.0.0.1:9100/mcp"}
 Y

@@ -29,7 +29,7 @@ type heldDefinition struct {
 	Whole     []Shown // all of it, line by line
 }
 
-// What the page shows at most; the command line shows the rest.
+// What the page shows at most; the command line shows more.
 const (
 	maxHeld    = 50
 	maxGone    = 100
@@ -69,14 +69,12 @@ func (s *console) toolsPage(w http.ResponseWriter, r *http.Request, _ gateway.Se
 }
 
 func held(op gateway.Operator, tenant string, d gateway.Definition) heldDefinition {
-	h := heldDefinition{Definition: d, Tenant: tenant, Op: op, Changes: Diff(d.Accepted, d.Seen)}
+	h := heldDefinition{Definition: d, Tenant: tenant, Op: op}
+	h.Changes, h.MoreRows = Diff(d.Accepted, d.Seen, maxChanges)
 	for line := range strings.SplitSeq(pretty(d.Seen), "\n") { // those are our own: a text's stand as \n
 		h.Whole = append(h.Whole, Reveal(line))
 	}
 	h.MayAccept = op.Can(gateway.MayAccept) && d.Hash != d.Pinned && !d.Unfit // one that is accepted is held back by something else
-	if more := len(h.Changes) - maxChanges; more > 0 {
-		h.Changes, h.MoreRows = h.Changes[:maxChanges], more
-	}
 	return h
 }
 

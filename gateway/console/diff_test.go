@@ -1,13 +1,19 @@
 package console
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
+	"math"
+	"runtime"
+	"strconv"
 	"strings"
 	"testing"
 
 	"github.com/go-json-experiment/json/jsontext"
 	"pgregory.net/rapid"
+
+	"toolbroker/gateway"
 )
 
 // written is a diff on lines: -gone- and +new+ in what stayed.
@@ -21,6 +27,90 @@ func written(changes []Change) string {
 		all = append(all, line)
 	}
 	return strings.Join(all, "\n")
+}
+
+func diff(was, now string) []Change {
+	all, _ := Diff([]byte(was), []byte(now), math.MaxInt)
+	return all
+}
+
+// values is how definitions were read before there was a bound: it lists the values of
+// one by their paths, no two of which are alike, in the order of its canonical form. It
+// is false for what is no JSON.
+func values(definition []byte) (map[string]value, []string, bool) {
+	all := map[string]value{}
+	if len(definition) == 0 {
+		return all, nil, true
+	}
+	raw := jsontext.Value(bytes.Clone(definition))
+	if raw.Canonicalize() != nil {
+		return nil, nil, false
+	}
+	var names []string
+	var walk func(path string, raw jsontext.Value)
+	walk = func(path string, raw jsontext.Value) {
+		d := jsontext.NewDecoder(bytes.NewReader(raw))
+		t, _ := d.ReadToken()
+		kind, some := t.Kind(), false
+		for i := 0; (kind == '{' || kind == '[') && d.PeekKind() != '}' && d.PeekKind() != ']'; i++ {
+			some = true
+			next := path + "[" + strconv.Itoa(i) + "]"
+			if kind == '{' {
+				name, _ := d.ReadToken()
+				if next = name.String(); !plainName.MatchString(next) {
+					next = strconv.Quote(next)
+				}
+				if path != "" {
+					next = path + "." + next
+				}
+			}
+			v, err := d.ReadValue()
+			if err != nil {
+				return // it was read before: this does not happen
+			}
+			walk(next, v.Clone())
+		}
+		if some {
+			return
+		}
+		v := value{kind, string(raw)}
+		if kind == '"' {
+			v.text = t.String()
+		}
+		all[path] = v
+		names = append(names, path)
+	}
+	walk("", raw)
+	return all, names, true
+}
+
+// slowDiff is what Diff is held to.
+func slowDiff(was, now []byte) []Change {
+	before, _, ok := values(was)
+	after, names, ok2 := values(now)
+	if !ok || !ok2 {
+		if bytes.Equal(was, now) {
+			return nil
+		}
+		return []Change{{Runs: compared(value{'"', string(was)}, value{'"', string(now)})}}
+	}
+	var all []Change
+	for _, path := range names {
+		old, there := before[path]
+		switch fresh := after[path]; {
+		case !there:
+			all = append(all, Change{path, []Run{{Fresh, fresh.text}}})
+		case old != fresh:
+			all = append(all, Change{path, compared(old, fresh)})
+		}
+	}
+	_, names, _ = values(was)
+	for _, path := range names {
+		if _, there := after[path]; !there {
+			all = append(all, Change{path, []Run{{Gone, before[path].text}}})
+		}
+	}
+	return all
 }
 
 func TestDiff(t *testing.T) {
@@ -42,7 +132,7 @@ func TestDiff(t *testing.T) {
 		"no JSON":              {`{"a":1}`, `{"a":`, `: -{"a":1}-+{"a":+`},
 		"a bare value":         {`"x"`, `"y"`, ": -x-+y+"},
 	} {
-		if got := written(Diff([]byte(c.was), []byte(c.now))); got != c.want {
+		if got := written(diff(c.was, c.now)); got != c.want {
 			t.Errorf("%s:\n%s\nnot\n%s", name, got, c.want)
 		}
 	}
@@ -55,7 +145,15 @@ func TestDiffMissesNothing(t *testing.T) {
 		was, now := definition.Draw(t, "was"), definition.Draw(t, "now")
 		a, _ := json.Marshal(was)
 		b, _ := json.Marshal(now)
-		changes := Diff(a, b)
+		changes := diff(string(a), string(b))
+		if got, want := written(changes), written(slowDiff(a, b)); got != want {
+			t.Fatalf("%s and %s:\n%s\nwas\n%s", a, b, got, want)
+		}
+		for most := range len(changes) {
+			if some, more := Diff(a, b, most); written(some) != written(changes[:most]) || more != len(changes)-most {
+				t.Fatalf("%s and %s: of %d, %d and %d more", a, b, len(changes), len(some), more)
+			}
+		}
 		ca, cb := jsontext.Value(a), jsontext.Value(b)
 		_, _ = ca.Canonicalize(), cb.Canonicalize()
 		if (len(changes) == 0) != (string(ca) == string(cb)) {
@@ -118,8 +216,42 @@ func anything(t *rapid.T, deep int) any {
 func TestLongTextsAreCompared(t *testing.T) {
 	long := strings.Repeat("word ", 3000)
 	now := "new " + long + "end"
-	changes := Diff(fmt.Appendf(nil, `{"d":%q}`, "x "+long), fmt.Appendf(nil, `{"d":%q}`, now))
+	changes := diff(fmt.Sprintf(`{"d":%q}`, "x "+long), fmt.Sprintf(`{"d":%q}`, now))
 	if len(changes) != 1 || len(changes[0].Runs) < 2 {
 		t.Errorf("%d changes", len(changes))
+	}
+}
+
+// What a page takes of a definition is a small multiple of its bytes.
+func TestWhatADiffTakes(t *testing.T) {
+	long := strings.Repeat("n", 60_000)
+	for name, definition := range map[string]string{
+		"many values in a place with a long name": `{"` + long + `":[` + strings.Repeat("0,", 60_000) + `0]}`,
+		"deep":            strings.Repeat(`{"`+long[:300]+`":[`, 120) + strings.Repeat("0,", 60_000) + "0" + strings.Repeat("]}", 120),
+		"many long names": `{"a":{"` + long + `x":1,"` + long + `y":[0,1,2,3,4,5,6,7,8,9]}}`,
+	} {
+		for _, was := range []string{"", `{}`, strings.ReplaceAll(definition, "0", "1")} {
+			var before, after runtime.MemStats
+			runtime.ReadMemStats(&before)
+			h := held(gateway.Operator{}, "a", gateway.Definition{Accepted: []byte(was), Seen: []byte(definition)})
+			runtime.ReadMemStats(&after)
+			if took := after.TotalAlloc - before.TotalAlloc; took > 64<<20 {
+				t.Errorf("%s: %d bytes take %d", name, len(definition), took)
+			}
+			if n := len(h.Changes); n == 0 || n > maxChanges || strings.HasPrefix(name, "many values") && h.MoreRows < 50_000 {
+				t.Errorf("%s: %d changes, %d more", name, n, h.MoreRows)
+			}
+			for _, c := range h.Changes {
+				if len(c.Path) > maxPath+2*maxName {
+					t.Errorf("%s: a path of %d bytes", name, len(c.Path))
+				}
+			}
+		}
+	}
+	for _, short := range []string{`{"a":[1,{"b":"x,\"{"}]}`, `[]`, `{}`, `{"a":{}}`} {
+		var out bytes.Buffer
+		if err := json.Indent(&out, []byte(short), "", "  "); err != nil || pretty([]byte(short)) != out.String() {
+			t.Errorf("%s is %s", short, pretty([]byte(short)))
+		}
 	}
 }

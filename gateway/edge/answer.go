@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/go-json-experiment/json/jsontext"
@@ -76,8 +78,11 @@ func (f *fault) bytes(id jsontext.Value) []byte { return envelope(id, "error", f
 
 // envelope is a response around a body, which is embedded as it is.
 func envelope(id jsontext.Value, member string, body []byte) []byte {
-	b := beginEnvelope(make([]byte, 0, len(id)+len(body)+40), id, member)
-	return append(append(b, body...), '}')
+	return appendEnvelope(make([]byte, 0, len(id)+len(body)+40), id, member, body)
+}
+
+func appendEnvelope(b []byte, id jsontext.Value, member string, body []byte) []byte {
+	return append(append(beginEnvelope(b, id, member), body...), '}')
 }
 
 func beginEnvelope(b []byte, id jsontext.Value, member string) []byte {
@@ -128,6 +133,25 @@ func (a answer) to(id jsontext.Value) []byte {
 		}
 	}
 	return envelope(id, "result", a.body[a.room:])
+}
+
+const maxRoom = 1 << 20 // of the room for an answer that is kept for the next
+
+var rooms = sync.Pool{New: func() any { return new([]byte) }}
+
+// writeJSON writes the whole message that answers a request.
+func (a answer) writeJSON(w http.ResponseWriter, id jsontext.Value) error {
+	if a.failed || a.room > 0 {
+		return writeJSON(w, a.status, a.to(id))
+	}
+	room := rooms.Get().(*[]byte)
+	b := appendEnvelope(slices.Grow((*room)[:0], len(id)+len(a.body)+40), id, "result", a.body)
+	err := writeJSON(w, a.status, b)
+	if cap(b) <= maxRoom {
+		*room = b
+		rooms.Put(room)
+	}
+	return err
 }
 
 // done is the result of what has nothing to say.
@@ -206,10 +230,6 @@ func (e *Edge) answerRefusal(r request, err error) answer {
 	return r.fault(f)
 }
 
-// approvalKey is the name of our own question among a result's inputRequests: a page
-// where a human may agree. Whatever comes back under it agrees to nothing.
-const approvalKey = ours + "approval"
-
 // sendToHuman answers a call that waits for a human with a request to open the
 // console's page, where the agent's side can show one. Whoever opens it still has
 // to be an operator: that the agent accepts it approves nothing.
@@ -229,7 +249,7 @@ func (e *Edge) sendToHuman(r request, refusal *gateway.Refusal) (answer, bool) {
 	case r.modern && refusal.State != "":
 		body, err := json.Marshal(map[string]any{
 			"resultType": gateway.ResultInput, "requestState": refusal.State,
-			"inputRequests": map[string]any{approvalKey: map[string]any{"method": gateway.MethodElicit, "params": ask}},
+			"inputRequests": map[string]any{gateway.ApprovalKey: map[string]any{"method": gateway.MethodElicit, "params": ask}},
 		})
 		return result(body), err == nil
 	case !r.modern:

@@ -349,8 +349,8 @@ func TestProgressNotices(t *testing.T) {
 	if p.notice("notifications/message", json.RawMessage(`{"progress":1}`)) != nil {
 		t.Error("a log message got through")
 	}
-	first := p.notice("notifications/progress", json.RawMessage(`{"progress":1.50,"progressToken":"theirs","message":"m","total":"x"}`))
-	if string(first) != `{"jsonrpc":"2.0","method":"notifications/progress","params":{"progressToken":7,"progress":1.50,"message":"m"}}` {
+	first := p.notice("notifications/progress", json.RawMessage(`{"progress":1.50,"progressToken":"theirs","message":"m","total":"x","_meta":{"io.toolbroker/task":"t","theirs":{"a":1},"IO.modelcontextprotocol/serverInfo":{}}}`))
+	if string(first) != `{"jsonrpc":"2.0","method":"notifications/progress","params":{"progressToken":7,"progress":1.50,"message":"m","_meta":{"theirs":{"a":1}}}}` {
 		t.Errorf("%s", first)
 	}
 	for range 3 {

@@ -3,6 +3,7 @@ package edge
 import (
 	"context"
 	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"net/http"
@@ -32,13 +33,19 @@ func callID(err error) string {
 // same JSON-RPC id and the same bytes.
 func attemptKey(r request) string {
 	h := sha256.New()
-	var b []byte
+	b := make([]byte, 0, 256)
 	for _, part := range [...]string{r.who.Tenant, r.who.ID, r.who.OnBehalfOf, r.who.Task, r.cred.Task, r.cred.Session, idKey(r.id), r.method} {
 		b = append(append(strconv.AppendInt(b, int64(len(part)), 10), ':'), part...)
 	}
 	h.Write(b)
 	h.Write(r.params)
-	return fmt.Sprintf("%x", h.Sum(b[:0]))
+	return inHex([sha256.Size]byte(h.Sum(b[:0])))
+}
+
+func inHex(sum [sha256.Size]byte) string {
+	var out [2 * sha256.Size]byte
+	hex.Encode(out[:], sum[:])
+	return string(out[:])
 }
 
 // A try is one tool call over HTTP on its way, for whoever repeats it. A nil one is of
@@ -85,7 +92,7 @@ func sessionKey(id string) string {
 		return ""
 	}
 	sum := sha256.Sum256([]byte(id))
-	return fmt.Sprintf("%x", sum)
+	return inHex(sum)
 }
 
 // repeated says that a call was not carried out, because it was sent before.

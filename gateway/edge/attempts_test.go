@@ -395,7 +395,7 @@ func TestCancelledRepetition(t *testing.T) {
 			where.edge.local.mu.Lock()
 			defer where.edge.local.mu.Unlock()
 			u := where.edge.local.sessions[sid]
-			return u != nil && len(u.calls["n1"]) == map[bool]int{true: 2, false: 1}[where == d]
+			return u != nil && len(u.calls) == map[bool]int{true: 2, false: 1}[where == d]
 		})
 		where.do(req{body: `{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":1}}`}.with(mcp.HeaderSessionID, sid))
 		<-ctx.Done()

@@ -22,8 +22,8 @@ func isBatch(raw []byte) bool {
 // splitBatch reads the messages of a batch, each as the bytes it is. What they say
 // is read one by one, like that of any message.
 func splitBatch(raw []byte) (all []jsontext.Value, err error) {
-	if tooDeep(raw) {
-		return nil, badMessage(mcp.INVALID_REQUEST, "the message is nested too deeply")
+	if why := tooMuch(raw); why != "" {
+		return nil, badMessage(mcp.INVALID_REQUEST, "the message "+why)
 	}
 	dec := borrow(raw)
 	defer giveBack(dec)

@@ -3,6 +3,7 @@ package edge
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"strings"
 	"sync"
@@ -34,7 +35,8 @@ type message struct {
 }
 
 const (
-	maxNesting = 128 // of a whole message; arguments have a tighter limit of the gateway's
+	maxNesting = 128    // of a whole message; arguments have a tighter limit of the gateway's
+	maxValues  = 32_000 // the same; each costs much more to read than its few bytes say
 	maxIDBytes = 256
 	maxName    = 256
 	maxURI     = 4096
@@ -81,8 +83,12 @@ func decode(raw []byte) (message, error) {
 	if isBatch(raw) {
 		return m, noBatch // here
 	}
-	if tooDeep(raw) {
-		return m, badMessage(mcp.INVALID_REQUEST, "the message is nested too deeply")
+	switch why := tooMuch(raw); why {
+	case "":
+	case manyValues: // to find names that are given twice among those is what would cost
+		return message{id: idOf(raw, jsontext.AllowDuplicateNames(true))}.refused(), badMessage(mcp.INVALID_REQUEST, "the message "+why)
+	default:
+		return m, badMessage(mcp.INVALID_REQUEST, "the message "+why)
 	}
 	d := reader{raw: raw, dec: borrow(raw)}
 	defer giveBack(d.dec)
@@ -141,8 +147,8 @@ func decode(raw []byte) (message, error) {
 
 // idOf finds the id of a message that is JSON and was refused for something
 // else, wherever in it that stands.
-func idOf(raw []byte) (id jsontext.Value) {
-	d := reader{raw: raw, dec: borrow(raw)}
+func idOf(raw []byte, opts ...jsontext.Options) (id jsontext.Value) {
+	d := reader{raw: raw, dec: borrow(raw, opts...)}
 	defer giveBack(d.dec)
 	err := d.object(envelopeNames, func(name string) (err error) {
 		if name == "id" {
@@ -416,22 +422,35 @@ func idKey(v jsontext.Value) string {
 	return "n" + string(v)
 }
 
-// tooDeep counts brackets outside strings, so that nothing recurses further.
-func tooDeep(raw []byte) bool {
-	depth := 0
+var manyValues = fmt.Sprintf("holds more than %d values", maxValues)
+
+// tooMuch says of JSON that is nested too deeply, or has too many values in it, that
+// it is so. It counts what stands outside strings, before anything recurses or
+// remembers names: brackets, and commas. An empty list with a blank in it counts as
+// one of one.
+func tooMuch(raw []byte) (why string) {
+	depth, values := 0, 1
 	for i := 0; i < len(raw); i++ {
 		switch raw[i] {
 		case '"':
 			i = stringEnd(raw, i+1)
 		case '{', '[':
-			if depth++; depth > maxNesting {
-				return true
+			if i+1 < len(raw) && raw[i+1] != raw[i]+2 {
+				values++ // the first in it
 			}
+			if depth++; depth > maxNesting {
+				return "is nested too deeply"
+			}
+		case ',':
+			values++
 		case '}', ']':
 			depth--
 		}
 	}
-	return false
+	if values > maxValues {
+		return manyValues
+	}
+	return ""
 }
 
 // stringEnd is where the quote stands that ends the string that has begun

@@ -3,6 +3,7 @@ package edge
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"mime"
 	"net"
@@ -30,7 +31,6 @@ const (
 // the one body that has to be read first, because who asks stands in it.
 func (e *Edge) Handler() http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("/mcp", e.serveMCP)
 	mux.HandleFunc("POST /v1/tasks", e.startTask)
 	mux.HandleFunc("GET /v1/tasks/{id}", e.showTask)
 	mux.HandleFunc("POST /v1/tasks/{id}/end", e.endTask)
@@ -43,9 +43,7 @@ func (e *Edge) Handler() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		connOf(r).next()
 		h := w.Header()
-		h.Set("Cache-Control", "no-store")
-		h.Set("X-Content-Type-Options", "nosniff")
-		h.Set("X-Accel-Buffering", "no")
+		h["Cache-Control"], h["X-Content-Type-Options"], h["X-Accel-Buffering"] = noStore, noSniff, noBuffers
 		loopback := onLoopback(r)
 		switch {
 		case !e.hostAllowed(r.Host, loopback):
@@ -60,7 +58,7 @@ func (e *Edge) Handler() http.Handler {
 			return
 		}
 		for _, name := range single {
-			if len(r.Header.Values(name)) > 1 {
+			if len(r.Header[name]) > 1 {
 				http.Error(w, name+" is given more than once", http.StatusBadRequest)
 				return
 			}
@@ -71,14 +69,28 @@ func (e *Edge) Handler() http.Handler {
 			return
 		}
 		defer e.leave()
+		if r.URL.Path == "/mcp" { // nearly every request, and spared the search
+			e.serveMCP(w, r)
+			return
+		}
 		mux.ServeHTTP(w, r)
 	})
 }
 
+const headerDPoP = "Dpop" // in the writing that net/http keeps it in
+
+// What every answer says; net/http only reads it.
+var (
+	noStore   = []string{"no-store"}
+	noSniff   = []string{"nosniff"}
+	noBuffers = []string{"no"}
+	saysJSON  = []string{"application/json"}
+)
+
 // single are the headers that two readers could read differently if there were
 // two of them.
 var single = []string{
-	"Authorization", "DPoP", "Content-Type", TaskHeader,
+	"Authorization", headerDPoP, "Content-Type", TaskHeader,
 	mcp.HeaderSessionID, mcp.HeaderProtocolVersion, mcp.HeaderMethod, mcp.HeaderName,
 }
 
@@ -130,12 +142,14 @@ func (e *Edge) originAllowed(origins []string, loopback bool) bool {
 // a header cannot be what it should be.
 func (e *Edge) credential(r *http.Request) (gateway.Credential, bool) {
 	c := gateway.Credential{Task: r.Header.Get(TaskHeader), Source: r.RemoteAddr,
-		Proof: gateway.Proof{DPoP: r.Header.Get("DPoP"), Method: r.Method}}
-	if base := e.base(r); base != "" {
-		c.Proof.URL = base + r.URL.EscapedPath()
-	}
+		Proof: gateway.Proof{DPoP: r.Header.Get(headerDPoP), Method: r.Method}}
 	scheme, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
 	c.DPoP = strings.EqualFold(scheme, "DPoP")
+	if c.DPoP || c.Proof.DPoP != "" {
+		if base := e.base(r); base != "" {
+			c.Proof.URL = base + r.URL.EscapedPath()
+		}
+	}
 	if c.DPoP || strings.EqualFold(scheme, "Bearer") {
 		c.Bearer = gateway.NewSecret(strings.TrimSpace(token))
 	}
@@ -234,7 +248,7 @@ func readKind(w http.ResponseWriter, r *http.Request, want string, limit int64) 
 	if enc := r.Header.Get("Content-Encoding"); enc != "" && enc != "identity" {
 		return nil, http.StatusUnsupportedMediaType, "no Content-Encoding is accepted"
 	}
-	const tooLarge = "the body is too large"
+	tooLarge := fmt.Sprintf("the body is too large: no more than %d bytes are taken", limit)
 	if r.ContentLength > limit {
 		return nil, http.StatusRequestEntityTooLarge, tooLarge
 	}

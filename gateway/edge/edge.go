@@ -29,13 +29,16 @@ import (
 // [*gateway.Refusal].
 type Gateway interface {
 	Identify(context.Context, gateway.Credential) (gateway.Principal, error)
+	InSession(context.Context, gateway.Principal, gateway.Credential) error
 	Admit(context.Context, gateway.Credential) (gateway.Principal, gateway.Task, error)
 	OpenSession(ctx context.Context, cred gateway.Credential, session, protocol string, caps json.RawMessage) error
 	CloseSession(context.Context, gateway.Credential) error
 	RootsChanged(context.Context, gateway.Credential) error
 	List(context.Context, gateway.Credential, gateway.Sort, gateway.CallRef) ([]gateway.Tool, error)
 	Shown(context.Context, gateway.Credential, gateway.Sort) (string, error)
+	Hears(context.Context, gateway.Credential, gateway.Note) bool
 	Malformed(context.Context, gateway.Credential)
+	Pace(gateway.Principal) error
 	Handle(context.Context, gateway.Call, gateway.Stream) (gateway.Result, error)
 	Follow(ctx context.Context, c gateway.Call, updated func()) error
 	Look(ctx context.Context, c gateway.Call) (gateway.Handle, error)
@@ -129,7 +132,8 @@ func New(c Config) (*Edge, error) {
 	}
 	e := &Edge{Config: c, answerers: newAnswerers(c), empty: make(chan struct{})}
 	e.streams, e.endStreams = context.WithCancel(context.Background())
-	e.calls, e.endCalls = context.WithCancel(context.Background())
+	calls, endCalls := context.WithCancelCause(context.Background())
+	e.calls, e.endCalls = calls, func() { endCalls(errShutdown) }
 	go c.Sessions.Watch(e.calls, e.heard)
 	return e, nil
 }

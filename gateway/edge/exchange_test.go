@@ -424,8 +424,8 @@ func asBrowsersDo(body string) map[string][]string {
 			switch {
 			case s[i] == '+':
 				b = append(b, ' ')
-			case s[i] == '%' && i+2 < len(s) && strings.Contains(hex, s[i+1:i+2]) && strings.Contains(hex, s[i+2:i+3]):
-				b = append(b, byte(strings.Index(hex, s[i+1:i+2])%16<<4|strings.Index(hex, s[i+2:i+3])%16))
+			case s[i] == '%' && i+2 < len(s) && strings.Contains(hexDigits, s[i+1:i+2]) && strings.Contains(hexDigits, s[i+2:i+3]):
+				b = append(b, byte(strings.Index(hexDigits, s[i+1:i+2])%16<<4|strings.Index(hexDigits, s[i+2:i+3])%16))
 				i += 2
 			default:
 				b = append(b, s[i])
@@ -442,8 +442,8 @@ func asBrowsersDo(body string) map[string][]string {
 	return out
 }
 
-// hex is such that a digit's value is its place, modulo 16.
-const hex = "0123456789abcdef          ABCDEF"
+// hexDigits is such that a digit's value is its place, modulo 16.
+const hexDigits = "0123456789abcdef          ABCDEF"
 
 // members counts the names of the one object in an array, as they are spelt.
 func members(t *testing.T, text string) map[string]int {

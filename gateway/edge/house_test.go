@@ -30,6 +30,7 @@ type house struct {
 	sessions map[string]string // to whose they are
 	kept     *gatewaytest.Sessions
 	shown    map[gateway.Sort]string // what Shown says
+	unheard  string                  // a server of which nobody hears
 	followed map[string][]func()     // by URI
 	watched  map[string][]func()     // by handle
 	handle   gateway.Handle          // what Look returns
@@ -48,6 +49,7 @@ type house struct {
 	granted     gateway.Task         // what Exchange returns
 	proofs      map[string]bool      // that were used
 	down        error                // what the gateway says while it cannot tell
+	tooFast     error                // what it says of what is no call
 
 	holding chan string      // each held call says its principal
 	ended1  chan error       // and how its context ended
@@ -118,10 +120,21 @@ func (h *house) Identify(_ context.Context, c gateway.Credential) (gateway.Princ
 			return gateway.Principal{}, no(gateway.Unidentified, "words", &gateway.NotIdentified{Why: why})
 		}
 	}
+	return p, h.bound(p, c)
+}
+
+func (h *house) InSession(_ context.Context, p gateway.Principal, c gateway.Credential) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.seen = append(h.seen, c)
+	return h.bound(p, c)
+}
+
+func (h *house) bound(p gateway.Principal, c gateway.Credential) error {
 	if c.Session != "" && h.sessions[c.Session] != binding(p, c) {
-		return p, no(gateway.Unidentified, "", &gateway.NotIdentified{Why: gateway.WhySession, Err: gateway.ErrNotFound})
+		return no(gateway.Unidentified, "", &gateway.NotIdentified{Why: gateway.WhySession, Err: gateway.ErrNotFound})
 	}
-	return p, nil
+	return nil
 }
 
 // unproven says what is wrong with a request's proof: one is the key, a number
@@ -147,6 +160,12 @@ func (h *house) Malformed(context.Context, gateway.Credential) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.malformed++
+}
+
+func (h *house) Pace(gateway.Principal) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.tooFast
 }
 
 func (h *house) Admit(ctx context.Context, c gateway.Credential) (gateway.Principal, gateway.Task, error) {
@@ -216,6 +235,12 @@ func (h *house) Shown(_ context.Context, _ gateway.Credential, s gateway.Sort) (
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.shown[s], h.down
+}
+
+func (h *house) Hears(_ context.Context, _ gateway.Credential, n gateway.Note) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.down == nil && n.Server != h.unheard
 }
 
 // change makes what the lists of these sorts show another thing, and says so.

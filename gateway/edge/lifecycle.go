@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 
+	strict "github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
 	"github.com/mark3labs/mcp-go/mcp"
 	"github.com/mark3labs/mcp-go/server"
 
@@ -67,9 +69,10 @@ func (e *Edge) initialize(ctx context.Context, r request) (a answer, id, protoco
 	if a, protocol = e.say(ctx, r); a.failed {
 		return a, "", "", nil
 	}
-	var caps json.RawMessage
-	if r.offers.Kind() == '{' {
-		caps = json.RawMessage(r.offers)
+	caps, ok := lastingCaps(r.offers)
+	if !ok {
+		e.Gateway.Malformed(ctx, r.cred)
+		return r.fault(&fault{code: mcp.INVALID_PARAMS, message: "the capabilities are too long"}), "", "", nil
 	}
 	id = newSession()
 	if err := e.Gateway.OpenSession(ctx, r.cred, id, protocol, caps); err != nil {
@@ -78,8 +81,35 @@ func (e *Edge) initialize(ctx context.Context, r request) (a answer, id, protoco
 	return a, id, protocol, nil
 }
 
+// maxLasting is how much is kept with a session of what its client says that it can do.
+const maxLasting = 2 << 10
+
+// lastingCaps is what a session's servers can ever be told of its client's
+// capabilities, if that is not too much to keep. The rest nobody reads.
+func lastingCaps(offers jsontext.Value) (json.RawMessage, bool) {
+	var kept struct {
+		Elicitation jsontext.Value `json:"elicitation,omitzero"`
+		Sampling    jsontext.Value `json:"sampling,omitzero"`
+		Roots       jsontext.Value `json:"roots,omitzero"`
+		Extensions  *struct {
+			UI jsontext.Value `json:"io.modelcontextprotocol/ui,omitzero"`
+		} `json:"extensions,omitzero"`
+	}
+	if offers.Kind() != '{' || strict.Unmarshal(offers, &kept) != nil {
+		return nil, true
+	}
+	if kept.Extensions != nil && kept.Extensions.UI == nil {
+		kept.Extensions = nil
+	}
+	caps, err := strict.Marshal(kept)
+	return caps, err == nil && len(caps) <= maxLasting
+}
+
 // setLevel keeps the level of log messages that a session wants.
 func (e *Edge) setLevel(ctx context.Context, r request) (answer, error) {
+	if err := e.Gateway.Pace(r.who); err != nil {
+		return answer{}, err
+	}
 	level := levelOf(r.severity)
 	if level == "" {
 		e.Gateway.Malformed(ctx, r.cred)
@@ -127,6 +157,9 @@ func (e *Edge) follow(ctx context.Context, r request) (answer, error) {
 }
 
 func (e *Edge) unfollow(ctx context.Context, r request) (answer, error) {
+	if err := e.Gateway.Pace(r.who); err != nil {
+		return answer{}, err
+	}
 	uri, bad := text("uri", r.uri, maxURI)
 	if bad != "" {
 		e.Gateway.Malformed(ctx, r.cred)

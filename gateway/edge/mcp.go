@@ -82,7 +82,7 @@ func (e *Edge) post(w http.ResponseWriter, hr *http.Request, r request) {
 	var clash error
 	r.cred, clash = naming(r.cred, r.message)
 	if r.cred.Session != "" {
-		if _, err := e.Gateway.Identify(hr.Context(), r.cred); err != nil {
+		if err := e.Gateway.InSession(hr.Context(), r.who, r.cred); err != nil {
 			e.refuse(w, hr, r.cred, r.id, err)
 			return
 		}
@@ -90,6 +90,12 @@ func (e *Edge) post(w http.ResponseWriter, hr *http.Request, r request) {
 
 	header := hr.Header.Get(mcp.HeaderProtocolVersion)
 	r.modern = mcp.IsModernProtocol(header) || mcp.IsModernProtocol(r.version)
+	if r.method == "" || r.id == nil { // of requests the gateway knows
+		if err := e.Gateway.Pace(r.who); err != nil {
+			e.refuse(w, hr, r.cred, nil, err)
+			return
+		}
+	}
 	switch {
 	case r.method == "":
 		if f := e.answered(hr.Context(), r.cred, r.message); f != nil {
@@ -184,7 +190,7 @@ func (e *Edge) answer(ctx context.Context, r request, what does) (answer, error)
 	return r.fault(methodNotFound), nil
 }
 
-func write(w http.ResponseWriter, r request, a answer) { _ = writeJSON(w, a.status, a.to(r.id)) }
+func write(w http.ResponseWriter, r request, a answer) { _ = a.writeJSON(w, r.id) }
 
 // naming returns cred with the task that the message names, for clients that can
 // set _meta and no header. One that names two different ones names neither.
@@ -302,24 +308,24 @@ func unsupported(version string) *fault {
 // cancels; before it only who says so does, and the call of one that is gone goes on
 // for its repetition.
 func (e *Edge) callHTTP(w http.ResponseWriter, hr *http.Request, r request, plain, events bool) {
-	client := hr.Context()
-	if !r.modern {
-		client = context.WithoutCancel(client)
+	ctx := e.calls
+	if r.modern {
+		ctx = hr.Context()
 	}
-	ctx, cancel := context.WithCancelCause(client)
+	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	defer context.AfterFunc(e.calls, func() { cancel(errShutdown) })()
-	if !r.modern && r.cred.Session != "" {
-		defer e.local.call(r.cred.Session, idKey(r.id), cancel)()
+	if r.modern {
+		defer context.AfterFunc(e.calls, func() { cancel(errShutdown) })()
 	}
 	out := &reply{edge: e, request: &r, w: w, plain: plain, events: events, gone: cancel, progress: progress{token: r.token}}
 	defer out.close() // whatever happens: the writer is gone when we return
 	var back gateway.Stream
+	var asks *reply
 	if events && r.wantsNotices() {
-		back = out
+		back, asks = out, out
 	}
-	if back != nil && !r.modern && r.cred.Session != "" {
-		defer e.local.back(r.cred.Session, out)()
+	if !r.modern && r.cred.Session != "" {
+		defer e.local.call(r.cred.Session, idKey(r.id), cancel, asks)()
 	}
 	var check func(gateway.Tool) error
 	if r.modern && r.method == gateway.MethodCall {

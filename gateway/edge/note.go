@@ -44,7 +44,7 @@ func (f *feeds) note(session string, n gateway.Note) (here bool) {
 
 // pass sends one on the stream; its error is the stream's.
 func (f *feed) pass(ctx context.Context, n gateway.Note) error {
-	msg, ok := f.edge.asNote(ctx, f.cred.Session, f.can, n)
+	msg, ok := f.edge.asNote(ctx, f.cred, f.can, n)
 	if !ok || n.Ask != "" && !f.edge.first(ctx, f.cred.Session, n) {
 		return nil
 	}
@@ -55,7 +55,7 @@ func (f *feed) pass(ctx context.Context, n gateway.Note) error {
 func (r *reply) pass(n gateway.Note) {
 	ctx, cancel := context.WithTimeout(r.edge.calls, frameTime)
 	defer cancel()
-	msg, ok := r.edge.asNote(ctx, r.request.cred.Session, r.request.can, n)
+	msg, ok := r.edge.asNote(ctx, r.request.cred, r.request.can, n)
 	if !ok {
 		return
 	}
@@ -71,8 +71,9 @@ func (e *Edge) first(ctx context.Context, session string, n gateway.Note) bool {
 	return e.Sessions.Answer(ctx, session, n.Taken(), gateway.Result{Raw: json.RawMessage("{}")}) == nil
 }
 
-// asNote is a server's message as the agent gets it, if it gets it.
-func (e *Edge) asNote(ctx context.Context, session string, can ability, n gateway.Note) ([]byte, bool) {
+// asNote is a server's message as the agent gets it, if it gets it. The gateway
+// decides each that is no question; those it decided.
+func (e *Edge) asNote(ctx context.Context, cred gateway.Credential, can ability, n gateway.Note) ([]byte, bool) {
 	switch {
 	case n.Ask != "":
 		if !isOurAsk(n.Ask) || !can.may(n.Method, n.Params) {
@@ -89,12 +90,12 @@ func (e *Edge) asNote(ctx context.Context, session string, can ability, n gatewa
 		}
 		return askCancelled(in.ID), true
 	case n.Method == "notifications/message":
-		s, err := e.Sessions.Session(ctx, session)
+		s, err := e.Sessions.Session(ctx, cred.Session)
 		if err != nil {
 			return nil, false
 		}
 		msg := request{level: s.LogLevel}.notice(&progress{}, n.Method, n.Params)
-		return msg, msg != nil
+		return msg, msg != nil && e.Gateway.Hears(ctx, cred, n)
 	}
 	return nil, false
 }

@@ -49,7 +49,7 @@ func (d *door) hears() <-chan gateway.News {
 }
 
 func logged(level string) *gateway.Note {
-	return &gateway.Note{Method: "notifications/message", Params: json.RawMessage(`{ "level":"` + level + `","data":"\u0041","_meta":{"io.toolbroker/x":1}}`)}
+	return &gateway.Note{Server: "s", Method: "notifications/message", Params: json.RawMessage(`{ "level":"` + level + `","data":"\u0041","_meta":{"io.toolbroker/x":1}}`)}
 }
 
 // What servers log beside calls reaches the session's stream and no other, from the
@@ -79,7 +79,14 @@ func TestLogsBesideCalls(t *testing.T) {
 		d.told(gateway.News{Session: sid, Note: logged(level)})
 	}
 	is("error")
-	d.told(gateway.News{Session: sid, Note: &gateway.Note{Method: "notifications/tools/list_changed"}}) // is not a server's to say here
+	d.set(func() { d.unheard = "s" }) // policy may let go of a server that has much to say
+	d.told(gateway.News{Session: sid, Note: logged("critical")})
+	theirNote := logged("emergency")
+	theirNote.Server = "t"
+	d.told(gateway.News{Session: sid, Note: theirNote})
+	is("emergency")
+	d.set(func() { d.unheard = "" })
+	d.told(gateway.News{Session: sid, Note: &gateway.Note{Server: "s", Method: "notifications/tools/list_changed"}}) // is not a server's to say here
 	d.told(gateway.News{Session: sid, Note: logged("alert")})
 	is("alert")
 	if len(s.lines)+len(theirs.lines) > 0 {

@@ -47,8 +47,7 @@ func writeWithin(w http.ResponseWriter, p []byte, last bool) error {
 // writeJSON writes a whole answer. Who is gone needs none.
 func writeJSON(w http.ResponseWriter, status int, body []byte) error {
 	h := w.Header()
-	h.Set("Content-Type", "application/json")
-	h.Set("Content-Length", strconv.Itoa(len(body)))
+	h["Content-Type"], h["Content-Length"] = saysJSON, []string{strconv.Itoa(len(body))}
 	w.WriteHeader(status)
 	return writeWithin(w, body, true)
 }
@@ -180,7 +179,7 @@ func (r *reply) finish(a answer) error {
 			return r.send(a.to(r.request.id), true)
 		}
 	default:
-		return writeJSON(r.w, a.status, a.to(r.request.id))
+		return a.writeJSON(r.w, r.request.id)
 	}
 	return nil
 }
@@ -257,6 +256,7 @@ func (p *progress) notice(method string, params json.RawMessage) []byte {
 		Progress jsontext.Value `json:"progress"`
 		Total    jsontext.Value `json:"total"`
 		Message  jsontext.Value `json:"message"`
+		Meta     jsontext.Value `json:"_meta"`
 	}
 	if strict.Unmarshal(params, &in) != nil || in.Progress.Kind() != '0' {
 		return nil
@@ -281,6 +281,11 @@ func (p *progress) notice(method string, params json.RawMessage) []byte {
 	}
 	if in.Message.Kind() == '"' {
 		b = append(append(b, `,"message":`...), in.Message...)
+	}
+	if in.Meta.Kind() == '{' {
+		if meta, err := tidyMeta(in.Meta); err == nil {
+			b = append(append(b, `,"_meta":`...), meta...)
+		}
 	}
 	return append(b, "}}"...)
 }

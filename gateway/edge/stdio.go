@@ -154,6 +154,8 @@ func (p *pipe) one(line []byte, reply func([]byte)) {
 		return
 	}
 	switch {
+	case (m.method == "" || m.id == nil) && p.edge.Gateway.Pace(p.who) != nil:
+		reply(nil) // it is lost, and counted: there is no status here that could say so
 	case m.method == "":
 		cred, _, _ := p.inSession()
 		_ = p.edge.answered(p.ctx, cred, m) // what answers nothing is answered by nobody
@@ -171,7 +173,7 @@ func (p *pipe) one(line []byte, reply func([]byte)) {
 	default:
 		ctx, cancel := context.WithCancelCause(p.ctx)
 		// In order of arrival, so that a cancellation finds its call.
-		done := p.local.call(stdio, idKey(m.id), cancel)
+		done := p.local.call(stdio, idKey(m.id), cancel, nil)
 		serve := func() {
 			var msg []byte
 			defer func() { reply(msg) }()

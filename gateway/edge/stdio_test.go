@@ -236,6 +236,8 @@ func (q quick) Identify(context.Context, gateway.Credential) (gateway.Principal,
 	return gateway.Principal{}, nil
 }
 
+func (q quick) InSession(context.Context, gateway.Principal, gateway.Credential) error { return nil }
+
 func (q quick) Handle(context.Context, gateway.Call, gateway.Stream) (gateway.Result, error) {
 	return q.result, nil
 }

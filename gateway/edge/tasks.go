@@ -40,8 +40,8 @@ const wishes = "kind, purpose and, if you like, reference, on_behalf_of, princip
 // readWish reads strictly what was asked for, and says which member it is where
 // one is to blame. It repeats no value, and no name that is no plain word.
 func readWish(text []byte, into any) (wrong string) {
-	if tooDeep(text) {
-		return "; it is nested too deeply"
+	if why := tooMuch(text); why != "" {
+		return "; it " + why
 	}
 	err := strict.Unmarshal(text, into, strict.RejectUnknownMembers(true))
 	if err == nil {

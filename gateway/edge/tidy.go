@@ -159,12 +159,18 @@ func tidy(raw []byte) ([]byte, error) {
 	return t.run()
 }
 
+// tidyMeta does so to a _meta that stands by itself.
+func tidyMeta(raw []byte) ([]byte, error) {
+	t := tidier{raw: raw, from: topMeta}
+	return t.run()
+}
+
 func (t *tidier) run() ([]byte, error) {
 	if !utf8.Valid(t.raw) {
 		return nil, errWalk
 	}
 	t.deep, t.at = mayBeOurs(t.raw), walker{raw: t.raw}
-	if err := t.value(top, 0); err != nil {
+	if err := t.value(t.from, 0); err != nil {
 		return nil, err
 	}
 	if t.at.next() != 0 {
@@ -180,6 +186,7 @@ type tidier struct {
 	raw, out []byte
 	done     int // bytes of raw that are in out, or deleted
 	at       walker
+	from     place
 	deep     bool // something below the top level could be ours
 	as       kind
 	kind     string // the top level's resultType

@@ -2,7 +2,6 @@ package edge
 
 import (
 	"context"
-	"slices"
 	"sync"
 )
 
@@ -16,31 +15,29 @@ type underway struct {
 }
 
 type session struct {
-	calls  map[string][]*task // by id; more than one where a call was repeated
-	backs  map[*reply]bool    // calls whose streams can take a question
+	calls  map[*task]struct{}
 	stream *task
 }
 
-type task struct{ cancel context.CancelCauseFunc }
+type task struct {
+	id     string // of a call
+	cancel context.CancelCauseFunc
+	back   *reply // of a call whose stream can take a question
+}
 
-// call remembers how to cancel a call until done is called. Calls with one id are
-// one call and its repetitions, and are cancelled together.
-func (u *underway) call(sid, id string, cancel context.CancelCauseFunc) (done func()) {
-	t := &task{cancel}
-	u.change(sid, func(s *session) { s.calls[id] = append(s.calls[id], t) })
-	return func() {
-		u.change(sid, func(s *session) {
-			if s.calls[id] = slices.DeleteFunc(s.calls[id], func(other *task) bool { return other == t }); len(s.calls[id]) == 0 {
-				delete(s.calls, id)
-			}
-		})
-	}
+// call remembers how to cancel a call, and its way back if it has one, until done
+// is called. Calls with one id are one call and its repetitions, and are cancelled
+// together.
+func (u *underway) call(sid, id string, cancel context.CancelCauseFunc, back *reply) (done func()) {
+	t := &task{id, cancel, back}
+	u.change(sid, func(s *session) { s.calls[t] = struct{}{} })
+	return func() { u.change(sid, func(s *session) { delete(s.calls, t) }) }
 }
 
 // stream makes this the session's stream, and ends the one before: a client
 // that reconnects is often back before we notice that it was gone.
 func (u *underway) stream(sid string, cancel context.CancelCauseFunc) (done func()) {
-	t := &task{cancel}
+	t := &task{cancel: cancel}
 	u.change(sid, func(s *session) {
 		if s.stream != nil {
 			s.stream.cancel(errReplaced)
@@ -56,17 +53,13 @@ func (u *underway) stream(sid string, cancel context.CancelCauseFunc) (done func
 	}
 }
 
-// back remembers a call's way back until done is called.
-func (u *underway) back(sid string, r *reply) (done func()) {
-	u.change(sid, func(s *session) { s.backs[r] = true })
-	return func() { u.change(sid, func(s *session) { delete(s.backs, r) }) }
-}
-
 // backs returns the session's calls that a question can go out with.
 func (u *underway) backs(sid string) (all []*reply) {
 	u.change(sid, func(s *session) {
-		for r := range s.backs {
-			all = append(all, r)
+		for t := range s.calls {
+			if t.back != nil {
+				all = append(all, t.back)
+			}
 		}
 	})
 	return all
@@ -75,9 +68,11 @@ func (u *underway) backs(sid string) (all []*reply) {
 // cancel ends the session's calls with that id, and reports whether it is here.
 func (u *underway) cancel(sid, id string) (here bool) {
 	u.change(sid, func(s *session) {
-		for _, t := range s.calls[id] {
-			here = true
-			t.cancel(errCancelled)
+		for t := range s.calls {
+			if t.id == id {
+				here = true
+				t.cancel(errCancelled)
+			}
 		}
 	})
 	return here
@@ -86,10 +81,8 @@ func (u *underway) cancel(sid, id string) (here bool) {
 // end ends all that is under way for the session.
 func (u *underway) end(sid string) {
 	u.change(sid, func(s *session) {
-		for _, all := range s.calls {
-			for _, t := range all {
-				t.cancel(errSessionEnd)
-			}
+		for t := range s.calls {
+			t.cancel(errSessionEnd)
 		}
 		if s.stream != nil {
 			s.stream.cancel(errSessionEnd)
@@ -102,10 +95,10 @@ func (u *underway) change(sid string, f func(*session)) {
 	defer u.mu.Unlock()
 	s := u.sessions[sid]
 	if s == nil {
-		s = &session{calls: map[string][]*task{}, backs: map[*reply]bool{}}
+		s = &session{calls: map[*task]struct{}{}}
 	}
 	f(s)
-	if len(s.calls) == 0 && len(s.backs) == 0 && s.stream == nil {
+	if len(s.calls) == 0 && s.stream == nil {
 		delete(u.sessions, sid)
 		return
 	}

@@ -13,7 +13,8 @@ func TestMemory(t *testing.T) {
 	t.Run("sessions", func(t *testing.T) {
 		gatewaytest.SessionsContract(t, func(*testing.T) gatewaytest.SessionsRig {
 			s := gatewaytest.NewSessions()
-			return gatewaytest.SessionsRig{Replica: func() gateway.Sessions { return s }, Later: func() {}}
+			s.Most = 5
+			return gatewaytest.SessionsRig{Most: s.Most, Replica: func() gateway.Sessions { return s }, Later: func() {}}
 		})
 	})
 	t.Run("attempts", func(t *testing.T) {

@@ -208,7 +208,11 @@ func (s *Tasks) standing(tenant, principal, human, kind string) (gateway.Task, e
 func (s *Tasks) Standing(_ context.Context, tenant, principal, human, kind string) (gateway.Task, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.standing(tenant, principal, human, kind)
+	t, err := s.standing(tenant, principal, human, kind)
+	if err == nil && s.Stale {
+		return gateway.Task{}, gateway.ErrStale
+	}
+	return t, err
 }
 
 func (s *Tasks) bind(t gateway.Task, principal, human string) error {

@@ -12,8 +12,12 @@ import (
 
 // Sessions is an in-memory gateway.Sessions.
 type Sessions struct {
+	Most int // sessions of one workload; 0: no bound
+
 	mu       sync.Mutex
 	m        map[string]gateway.Session
+	used     map[string]int // when, counted in uses
+	uses     int
 	asks     map[[2]string]chan gateway.Result
 	watchers map[int]func(gateway.News)
 	n        int
@@ -21,7 +25,7 @@ type Sessions struct {
 
 // NewSessions knows no session yet.
 func NewSessions() *Sessions {
-	return &Sessions{m: map[string]gateway.Session{}, asks: map[[2]string]chan gateway.Result{}, watchers: map[int]func(gateway.News){}}
+	return &Sessions{m: map[string]gateway.Session{}, used: map[string]int{}, asks: map[[2]string]chan gateway.Result{}, watchers: map[int]func(gateway.News){}}
 }
 
 // Session implements gateway.Sessions.
@@ -29,6 +33,7 @@ func (s *Sessions) Session(_ context.Context, id string) (gateway.Session, error
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if one, ok := s.m[id]; ok {
+		s.use(id)
 		return one, nil
 	}
 	return gateway.Session{}, gateway.ErrNotFound
@@ -37,9 +42,30 @@ func (s *Sessions) Session(_ context.Context, id string) (gateway.Session, error
 // Open implements gateway.Sessions.
 func (s *Sessions) Open(_ context.Context, id string, one gateway.Session) error {
 	s.mu.Lock()
-	defer s.mu.Unlock()
+	var mine []string
+	for other, of := range s.m {
+		if of.Tenant == one.Tenant && of.Principal == one.Principal {
+			mine = append(mine, other)
+		}
+	}
+	oldest := ""
+	if s.Most > 0 && len(mine) >= s.Most {
+		oldest = slices.MinFunc(mine, func(a, b string) int { return s.used[a] - s.used[b] })
+		delete(s.m, oldest)
+	}
 	s.m[id] = one
+	s.use(id)
+	s.mu.Unlock()
+	if oldest != "" {
+		s.tell(gateway.News{Session: oldest, Closed: true})
+	}
 	return nil
+}
+
+// use notes that a session is used; s.mu is held.
+func (s *Sessions) use(id string) {
+	s.uses++
+	s.used[id] = s.uses
 }
 
 // Change implements gateway.Sessions.

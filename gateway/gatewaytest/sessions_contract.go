@@ -19,6 +19,7 @@ type SessionsRig struct {
 	Later   func()                  // a second passes, as long as a replica may take its own word
 	Stop    func()                  // the outside system stops; nil where there is none
 	Start   func()                  // and comes back with what it had
+	Most    int                     // sessions that a workload may have
 }
 
 // SessionsContract holds sessions to what [gateway.Sessions] promises.
@@ -129,6 +130,53 @@ func SessionsContract(t *testing.T, open func(t *testing.T) SessionsRig) {
 		heard.are(t, "s1 closed with its task", "s2 closed with its task")
 	})
 
+	t.Run("a workload has so many", func(t *testing.T) {
+		rig := open(t)
+		a, b := rig.Replica(), rig.Replica()
+		heard := watch(t, a, b)
+		other := start(t, a, "s0", "task-1")
+		var all, closed, words []string
+		for i := range rig.Most + 2 {
+			id, s := fmt.Sprint("w", i), []gateway.Sessions{a, b}[i%2]
+			if err := s.Open(t.Context(), id, gateway.Session{Tenant: "acme", Task: fmt.Sprint("task-", i%3), Principal: "agent:w"}); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := s.Session(t.Context(), id); err != nil {
+				t.Errorf("%s: %v", id, err)
+			}
+			all = append(all, id)
+		}
+		rig.Later()
+		for _, id := range all {
+			if _, err := a.Session(t.Context(), id); errors.Is(err, gateway.ErrNotFound) {
+				closed, words = append(closed, id), append(words, id+" closed")
+			} else if err != nil {
+				t.Error(err)
+			}
+		}
+		if len(closed) != 2 {
+			t.Errorf("%v of %v are closed, want 2", closed, all)
+		}
+		heard.are(t, words...)
+		is(t, b, "s0", other)
+		// Those that were closed leave room.
+		if err := a.Close(t.Context(), all[len(all)-1]); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := b.EndTask(t.Context(), "acme", "task-0"); err != nil {
+			t.Fatal(err)
+		}
+		if err := b.Open(t.Context(), "new", gateway.Session{Tenant: "acme", Task: "task-9", Principal: "agent:w"}); err != nil {
+			t.Fatal(err)
+		}
+		rig.Later()
+		for i, id := range all[:len(all)-1] {
+			if _, err := a.Session(t.Context(), id); errors.Is(err, gateway.ErrNotFound) != (i%3 == 0 || slices.Contains(closed, id)) {
+				t.Errorf("%s: %v", id, err)
+			}
+		}
+	})
+
 	t.Run("every replica hears what is said in a session and for it", func(t *testing.T) {
 		rig := open(t)
 		a, b := rig.Replica(), rig.Replica()
@@ -136,7 +184,7 @@ func SessionsContract(t *testing.T, open func(t *testing.T) SessionsRig) {
 		for _, n := range []gateway.News{
 			{Session: "s1", Roots: true}, {Session: "s1", Level: "debug"},
 			{Session: "s1", Note: &gateway.Note{Ask: "ask-1", Method: "roots/list"}},
-			{Session: "s2", Note: &gateway.Note{Method: "notifications/message", Params: json.RawMessage(`{ "data":"\u0041"}`)}},
+			{Session: "s2", Note: &gateway.Note{Method: "notifications/message", Params: json.RawMessage(`{ "data":"\u0041"}`), Server: "files", Used: "files/read"}},
 		} {
 			if n.Note != nil { // which may be lost before everybody listens
 				await(t, "it is heard", func() bool {
@@ -377,7 +425,7 @@ func what(n gateway.News) string {
 		said += " with its task"
 	}
 	if n.Note != nil {
-		said += n.Note.Ask + n.Note.Method + string(n.Note.Params)
+		said += n.Note.Ask + n.Note.Method + string(n.Note.Params) + n.Note.Server + n.Note.Used
 	}
 	return said
 }

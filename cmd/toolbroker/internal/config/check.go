@@ -77,6 +77,9 @@ func (c *Config) check(d *decoder) {
 	d.count("limits.calls_per_second", c.Limits.CallsPerSecond, 100_000)
 	d.count("limits.held_per_principal", c.Limits.HeldPerPrincipal, 10_000)
 	d.count("limits.held_per_tenant", c.Limits.HeldPerTenant, 100_000)
+	d.count("limits.calls_under_way", c.Limits.UnderWay, 100_000)
+	d.count("limits.calls_under_way_per_tenant", c.Limits.UnderWayTenant, 1_000_000)
+	d.count("limits.sessions", c.Limits.Sessions, 100_000)
 	d.count("limits.calls_per_tenant_per_day", c.Limits.TenantPerDay, 1_000_000_000)
 }
 

@@ -240,6 +240,9 @@ type Limits struct {
 	CallsPerSecond   int `yaml:"calls_per_second"`   // per principal
 	HeldPerPrincipal int `yaml:"held_per_principal"` // calls waiting for a human
 	HeldPerTenant    int `yaml:"held_per_tenant"`
+	UnderWay         int `yaml:"calls_under_way"` // of a workload, those that wait for a human among them
+	UnderWayTenant   int `yaml:"calls_under_way_per_tenant"`
+	Sessions         int `yaml:"sessions"`                 // legacy MCP sessions of a workload, on all replicas
 	TenantPerDay     int `yaml:"calls_per_tenant_per_day"` // a tenant's share of the log's disk
 }
 
@@ -321,7 +324,7 @@ func Default() *Config {
 		Policy:     Policy{Watch: true},
 		Identity:   Identity{ActDepth: 4, VerificationsPerSecond: 500},
 		Approvals:  Approvals{Hold: 25 * time.Second, Expire: time.Hour, UseWindow: 10 * time.Minute},
-		Limits:     Limits{CallsPerSecond: 50, HeldPerPrincipal: 16, HeldPerTenant: 256, TenantPerDay: 1_000_000},
+		Limits:     Limits{CallsPerSecond: 50, HeldPerPrincipal: 16, HeldPerTenant: 256, UnderWay: 256, UnderWayTenant: 4_096, Sessions: 1_000, TenantPerDay: 1_000_000},
 		Vault:      Vault{AppRole: AppRole{Mount: "approle"}},
 	}
 }

@@ -195,6 +195,11 @@ func TestSecretsByANameInside(t *testing.T) {
 		"JSON in a flag":               `"command": "x", "args": ["--config={\"braveApiKey\":\"canary\"}"]`,
 		"a user":                       `"command": "x", "args": ["--user=bob:canary"]`,
 		"a user after a flag":          `"command": "x", "args": ["-u", "bob:canary"]`,
+		"a password after -p":          `"command": "x", "args": ["-p", "Tr0ub4dor&3canary"]`,
+		"a password in -p":             `"command": "x", "args": ["-pTr0ub4dor&3canary"]`,
+		"a password after any flag":    `"command": "x", "args": ["-w", "tr0ub4dor&3canary"]`,
+		"a password in any flag":       `"command": "x", "args": ["--w=Tr0ub4dor3canary"]`,
+		"a password by itself":         `"command": "x", "args": ["run", "Tr0ub4dor3canary"]`,
 		"a connection string":          `"command": "x", "env": {"CONNECTION_STRING": "Server=h;Password=canary;"}`,
 		"JSON in the environment":      `"command": "x", "env": {"CONFIG_JSON": "{\"a\":[{\"token\":\"canary\"}]}"}`,
 		"what mcp-remote registers as": `"command": "npx", "args": ["mcp-remote", "https://h.example.com/mcp", "--static-oauth-client-info", "{\"client_secret\":\"canary\"}"]`,
@@ -210,10 +215,33 @@ func TestSecretsByANameInside(t *testing.T) {
 			t.Errorf("%s: nothing is said of it", about)
 		}
 	}
-	for _, arg := range []string{"--user=1000:1000", "--publish=8080:80", "https://h.example.com/mcp?page=2", `{"a":"b","n":[1]}`, "--log=level:debug"} {
+	for _, arg := range []string{"--user=1000:1000", "--publish=8080:80", "https://h.example.com/mcp?page=2", `{"a":"b","n":[1]}`, "--log=level:debug", "Meta-Llama-3.1-8B", "MyProject2", "page=1&size=2", "x86_64-linux", "some-package@1.2.3-Beta", "ghcr.io/Org1/img:2"} {
 		r, err := Read([]byte(`{"mcpServers": {"a": {"command": "x", "args": [`+strconv.Quote(arg)+`]}}}`), options)
 		if err != nil || len(r.Servers) != 1 || r.Servers[0].Args[0] != arg {
 			t.Errorf("%s: %+v, %v", arg, r.Servers, err)
+		}
+	}
+}
+
+// What follows -p is named where it could be a password, and goes over where it does
+// not look like one.
+func TestAfterP(t *testing.T) {
+	for args, said := range map[string]bool{
+		`"x", ["-p", "hunter"]`: true, `"x", ["-P", "a/b"]`: true, `"x", ["--pw", "hunter"]`: true,
+		`"x", ["-p", "8080"]`: false, `"x", ["-p", "127.0.0.1:80:80"]`: false, `"x", ["-p", "--quiet"]`: false, `"x", ["-p", "./here"]`: false,
+		`"docker", ["run", "-p", "web", "img@sha256:e3b0"]`: false, `"npx", ["-p", "pkg@1.0.0", "bin"]`: false, `"x", ["-q", "hunter"]`: false,
+	} {
+		command, list, _ := strings.Cut(args, ", ")
+		r, err := Read([]byte(`{"mcpServers": {"a": {"command": `+command+`, "args": `+list+`}}}`), options)
+		if err != nil || len(r.Servers) != 1 {
+			t.Fatal(err)
+		}
+		var want []string
+		if err := json.Unmarshal([]byte(list), &want); err != nil || !slices.Equal(r.Servers[0].Args, want) {
+			t.Errorf("%s: %q", args, r.Servers[0].Args)
+		}
+		if got := slices.ContainsFunc(r.Findings, func(f Finding) bool { return strings.Contains(f.What, "often is a password") }); got != said {
+			t.Errorf("%s: %v", args, r.Findings)
 		}
 	}
 }

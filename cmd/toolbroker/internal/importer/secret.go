@@ -173,6 +173,35 @@ func login(name, value string) bool {
 		slices.Contains([]string{"u", "user", "userpwd", "proxy-user", "basic-auth", "login"}, strings.TrimLeft(name, "-"))
 }
 
+var (
+	odd    = regexp.MustCompile("[!#$%^&*?~|<>`;]")
+	inside = regexp.MustCompile(`[A-Za-z][0-9]+[A-Za-z]`)
+)
+
+// drawn reports whether an argument as a whole looks like a password: no word, name,
+// number, path or address, with signs or digits where people do not write them.
+func drawn(s string) bool {
+	lower, upper, digit := strings.IndexFunc(s, unicode.IsLower) >= 0, strings.IndexFunc(s, unicode.IsUpper) >= 0, strings.IndexFunc(s, unicode.IsDigit) >= 0
+	switch {
+	case len(s) < 8 || len(s) > 128 || strings.ContainsAny(s, " \t\n/\\={}()[]") || !digit || !lower && !upper:
+		return false
+	case odd.MatchString(s):
+		return true
+	}
+	return lower && upper && inside.MatchString(s)
+}
+
+// ordinary is what follows -p where that is no password: a port, a version.
+var ordinary = regexp.MustCompile(`^[0-9.:,-]+(/(tcp|udp))?$`)
+
+// password reports whether what follows a flag often is one, for programs of whose
+// flags nothing is known.
+func password(flag, program, value string) bool {
+	known := []string{"npx", "bunx", "pnpx", "npm", "pnpm", "yarn", "bun", "uv", "uvx", "pipx", "docker", "podman", "nerdctl"}
+	return slices.Contains([]string{"-p", "-P", "-pw", "--pw"}, flag) && !slices.Contains(known, program) &&
+		!strings.HasPrefix(value, "-") && !ordinary.MatchString(value) && !places.MatchString(value) && !empty(value)
+}
+
 // random reports whether a run of letters and digits looks drawn, not written.
 func random(s string) bool {
 	count, digits, letters := map[rune]float64{}, 0, 0

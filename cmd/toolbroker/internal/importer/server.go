@@ -388,10 +388,21 @@ func (s *draft) arguments(args []*node) (out []string) {
 			debt(n)
 			arg = name + "=" + removed
 		case digest(before, arg) || assigned && digest(name, value):
+		case strings.HasPrefix(arg, "-p") && !assigned && drawn(arg[2:]):
+			debt(n)
+			arg = "-p" + removed
+		case strings.HasPrefix(arg, "-") && assigned && drawn(value):
+			debt(n)
+			arg = name + "=" + removed
+		case !strings.HasPrefix(arg, "-") && drawn(arg):
+			debt(n)
+			arg = removed
 		default:
 			clean, found := scrub(arg)
 			if found {
 				debt(n)
+			} else if password(before, program(s.Command), arg) {
+				s.find(n, "if it is one, "+cannotBind, "follows %s, which often is a password", before)
 			}
 			arg = clean
 		}

@@ -387,7 +387,7 @@ func (h *House) openBrokers(ctx context.Context) error {
 	}); err != nil {
 		return err
 	}
-	if h.sessions, err = sessions.New(sessions.Config{Store: store, MaxAnswer: max(4<<20, int(c.Agent.MaxBody)), Log: h.log}); err != nil {
+	if h.sessions, err = sessions.New(sessions.Config{Store: store, MaxAnswer: max(4<<20, int(c.Agent.MaxBody)), Most: c.Limits.Sessions, Log: h.log}); err != nil {
 		return err
 	}
 	if h.attempts, err = attempts.New(attempts.Config{Store: store, Log: h.log}); err != nil {
@@ -417,7 +417,7 @@ func (h *House) openBrokers(ctx context.Context) error {
 		Identity: h.identity, Tasks: h.tasks, Approvals: h.approvals, Leases: h.secrets, Servers: h.servers, Operators: h.operators, Sessions: h.sessions, Handles: kept,
 		Recorder: h.recorder, Policy: h.policy, Definitions: h.servers, Kinds: kinds, Tenants: c.Tenants, ReferenceKey: reference, StateKey: state, Search: c.Agent.Catalogue == "search",
 		Hold: c.Approvals.Hold, ApprovalTTL: c.Approvals.Expire, CallsPerSecond: float64(c.Limits.CallsPerSecond),
-		Held: c.Limits.HeldPerPrincipal, HeldTenant: c.Limits.HeldPerTenant, TenantDay: int64(c.Limits.TenantPerDay), Used: used, SyncOutcomes: c.Audit.SyncOutcomes, Logger: h.log,
+		Held: c.Limits.HeldPerPrincipal, HeldTenant: c.Limits.HeldPerTenant, UnderWay: c.Limits.UnderWay, UnderWayTenant: c.Limits.UnderWayTenant, TenantDay: int64(c.Limits.TenantPerDay), Used: used, SyncOutcomes: c.Audit.SyncOutcomes, Logger: h.log,
 	})
 	return err
 }
