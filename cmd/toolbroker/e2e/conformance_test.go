@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -18,6 +19,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -29,7 +31,8 @@ import (
 // The protocol's own conformance suite, through the gateway, with policy on. Each
 // run is made twice: straight at the server, so that a scenario that fails is known
 // to be the gateway's, and through the gateway. What may fail stands, with its
-// reason, in testdata/conformance.txt; what stands there must fail.
+// reason, in testdata/conformance.txt; what stands there must fail. So does how many
+// scenarios there are: a run that was cut short is no run.
 
 // everything builds a command of the Go SDK's conformance folder, from the module
 // that go.mod pins.
@@ -120,7 +123,7 @@ func suite(t *testing.T, args ...string) map[string]verdict {
 	cmd := exec.CommandContext(ctx, node, slices.Concat([]string{filepath.Join(packages, "@modelcontextprotocol/conformance/dist/index.js")}, args, []string{"-o", dir})...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	cmd.WaitDelay = 10 * time.Second
-	out, err := cmd.CombinedOutput() // its exit code is for the scored ones only; ours is for each
+	out, err := cmd.CombinedOutput()
 	found := map[string]verdict{}
 	stamp := regexp.MustCompile(`^(?:server-|client-)?(.+)-\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d-\d{3}Z$`)
 	walk := filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
@@ -170,7 +173,29 @@ func suite(t *testing.T, args ...string) map[string]verdict {
 			found[m[1]] = v
 		}
 	}
+	if why := cutShort(err, string(out), args, found); why != "" {
+		t.Fatalf("the suite did not run to its end: %s: %v\n%s", why, err, out)
+	}
 	return found
+}
+
+// cutShort says why a run of the suite is not all of one, or nothing. It exits with 1
+// where a scenario that is scored failed, which is for the judge, and where something
+// else went wrong.
+func cutShort(err error, out string, args []string, found map[string]verdict) string {
+	exit, _ := errors.AsType[*exec.ExitError](err)
+	failed := func(v verdict) bool { return len(v.failed) > 0 }
+	switch {
+	case !slices.Contains(args, "--scenario") && !strings.Contains(out, "=== SUMMARY ==="):
+		return "it sums nothing up"
+	case err == nil:
+		return ""
+	case exit == nil || exit.ExitCode() != 1:
+		return "it was ended"
+	case !slices.ContainsFunc(slices.Collect(maps.Values(found)), failed):
+		return "it failed, and no scenario did"
+	}
+	return ""
 }
 
 // around returns the lines of out that name what.
@@ -184,10 +209,12 @@ func around(out, what string) string {
 	return strings.Join(lines, " | ")
 }
 
-// mayFail reads testdata/conformance.txt: "run scenario:check reason", a line each.
-func mayFail(t *testing.T, run string) map[string]string {
+// expected reads testdata/conformance.txt: "scenarios run how-many" and "run
+// scenario:check reason", a line each. It returns how many scenarios a run has, and
+// what of them may fail.
+func expected(t *testing.T, run string) (scenarios int, reasons map[string]string) {
 	t.Helper()
-	reasons := map[string]string{}
+	reasons = map[string]string{}
 	s := bufio.NewScanner(strings.NewReader(readFile(t, filepath.Join("testdata", "conformance.txt"))))
 	for s.Scan() {
 		line := strings.TrimSpace(s.Text())
@@ -195,6 +222,16 @@ func mayFail(t *testing.T, run string) map[string]string {
 			continue
 		}
 		f := strings.Fields(line)
+		if f[0] == "scenarios" && len(f) == 3 {
+			n, err := strconv.Atoi(f[2])
+			if err != nil {
+				t.Fatalf("testdata/conformance.txt: %q: %v", line, err)
+			}
+			if f[1] == run {
+				scenarios = n
+			}
+			continue
+		}
 		if len(f) < 4 || !strings.Contains(f[1], ":") {
 			t.Fatalf("testdata/conformance.txt: %q is not a run, a scenario:check and a reason", line)
 		}
@@ -202,13 +239,16 @@ func mayFail(t *testing.T, run string) map[string]string {
 			reasons[f[1]] = strings.Join(f[2:], " ")
 		}
 	}
-	return reasons
+	return scenarios, reasons
 }
 
 // judge compares what was found with what may fail.
 func judge(t *testing.T, run string, found map[string]verdict) {
 	t.Helper()
-	reasons := mayFail(t, run)
+	scenarios, reasons := expected(t, run)
+	if len(found) != scenarios {
+		t.Errorf("%s has %d scenarios, and %d ran: %s", run, scenarios, len(found), slices.Sorted(maps.Keys(found)))
+	}
 	passed, checks := 0, 0
 	for _, name := range slices.Sorted(maps.Keys(found)) {
 		v := found[name]
@@ -371,6 +411,35 @@ func TestConformance(t *testing.T) {
 				h.Verify()
 			})
 		})
+	}
+}
+
+// A run that ends early is none, whatever it found until then.
+func TestConformanceIsNotCutShort(t *testing.T) {
+	const sum = "=== SUMMARY ===\n"
+	exit := func(how string) error { return exec.Command("sh", "-c", how).Run() }
+	whole := []string{"server", "--url", "u"}
+	good, bad := map[string]verdict{"a": {checks: 1}}, map[string]verdict{"a": {failed: []string{"x"}}}
+	for name, row := range map[string]struct {
+		err   error
+		out   string
+		args  []string
+		found map[string]verdict
+		cut   bool
+	}{
+		"all pass":            {nil, sum, whole, good, false},
+		"one fails":           {exit("exit 1"), sum, whole, bad, false},
+		"one that is alone":   {exit("exit 1"), "", []string{"--scenario", "a"}, bad, false},
+		"no summary":          {nil, "", whole, good, true},
+		"no summary, it died": {exit("exit 1"), "", whole, bad, true},
+		"nothing failed":      {exit("exit 1"), sum, whole, good, true},
+		"another exit":        {exit("exit 13"), sum, whole, bad, true},
+		"a signal":            {exit("kill -9 $$"), sum, whole, bad, true},
+		"its time is up":      {context.DeadlineExceeded, sum, whole, bad, true},
+	} {
+		if why := cutShort(row.err, row.out, row.args, row.found); (why != "") != row.cut {
+			t.Errorf("%s: %q", name, why)
+		}
 	}
 }
 

@@ -44,6 +44,7 @@ p, agent:a, acme, work, modern/**,   sample,    , allow
 p, agent:a, acme, work, legacy/**,   sample,    , allow
 p, agent:a, acme, work, modern/**,   roots,     , allow
 p, agent:a, acme, work, legacy/**,   roots,     , allow
+p, agent:a, acme, work, also-*/**,   *,         , allow
 p, agent:*, *,    *,    task:work,   start,     , allow
 `
 
@@ -217,11 +218,21 @@ var features = []feature{
 		if err := <-done; err == nil {
 			return no("the call ended well")
 		}
-		select {
-		case <-p.fixture.stopped:
-			return works
-		case <-ctx.Done():
-			return no("the server was not told")
+		var stopped chan struct{} // of one that is a program: none
+		if p.fixture != nil {
+			stopped = p.fixture.stopped
+		}
+		for {
+			select {
+			case <-stopped:
+				return works
+			case <-time.After(100 * time.Millisecond):
+			case <-ctx.Done():
+				return no("the server was not told")
+			}
+			if p.fixture == nil && p.wants(ctx, "stopped", "stopped") == works {
+				return works
+			}
 		}
 	}},
 	{"resources", func(ctx context.Context, _ *testing.T, p *pair) string {
@@ -589,19 +600,54 @@ var (
 	serverEras = []string{"2026-07-28", "2025-11-25"}
 )
 
+// Servers that one client is put before, the newest that has sessions: of older
+// revisions, each with what it has, and over other transports.
+var alsoServers = []struct {
+	name, title, version string
+	program              bool
+}{
+	{"also-june", "2025-06-18", "2025-06-18", false},
+	{"also-march", "2025-03-26", "2025-03-26", false},
+	{"also-sse", "2024-11-05, over HTTP+SSE", sseRevision, false},
+	{"also-program", "2025-11-25, a program", "2025-11-25", true},
+	{"also-modern-program", "2026-07-28, a program", "2026-07-28", true},
+}
+
+const alsoClient = "2025-11-25"
+
+// also says which features are tried there: not what is between the gateway and the
+// client alone, nor what takes another fixture.
+func also(f feature) bool {
+	return !strings.Contains(f.name, "approval") && !strings.Contains(f.name, "task")
+}
+
 // TestEraMatrix tries each feature for each era of clients before each era of
 // servers, and holds docs/eras.md to what it finds; -update writes that file.
 func TestEraMatrix(t *testing.T) {
 	store := redis(t)
 	modern, legacy := newEraServer(t, true), newEraServer(t, false)
-	h := newHouse(t, Options{Redis: store, Policy: eraRows, Approvals: "{hold: 1s}", Servers: fmt.Sprintf(`
+	servers := fmt.Sprintf(`
   - {name: modern, url: %q, protocol: modern}
   - {name: legacy, url: %q, protocol: legacy}
   - {name: jobs, url: %q}
   - {name: tasks, url: %q, protocol: legacy}
-`, modern.url, legacy.url, sampleJobs(t), newTaskServer(t))})
+`, modern.url, legacy.url, sampleJobs(t), newTaskServer(t))
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	shown, others := []string{"modern__echo", "legacy__echo", "jobs__greet", "tasks__research"}, map[string]*eraServer{}
+	for _, s := range alsoServers {
+		if shown = append(shown, s.name+"__echo"); s.program {
+			servers += fmt.Sprintf("  - {name: %s, command: %s, args: [-test.run, ^TestAsEraServer$], env: {%s: %q, %s: %s}}\n", s.name, self, asEraServer, s.version, builtBinary, binary)
+			continue
+		}
+		others[s.name] = eraServerOf(t, s.version)
+		servers += fmt.Sprintf("  - {name: %s, url: %q}\n", s.name, others[s.name].url)
+	}
+	h := newHouse(t, Options{Redis: store, Policy: eraRows, Approvals: "{hold: 1s}", Servers: servers})
 	_, token := h.Task("agent:a")
-	for _, tool := range []string{"modern__echo", "legacy__echo", "jobs__greet", "tasks__research"} {
+	for _, tool := range shown {
 		h.shows(token, tool)
 	}
 	var doc strings.Builder
@@ -632,6 +678,32 @@ func TestEraMatrix(t *testing.T) {
 			doc.WriteString("\n")
 		}
 	}
+	var head, row strings.Builder
+	cells := map[string]string{}
+	for _, s := range alsoServers {
+		fmt.Fprintf(&head, " %s |", s.title)
+		p := meet(t, h.MCP, token, alsoClient, s.version, s.name, others[s.name])
+		p.h = h
+		for _, f := range features {
+			if !also(f) {
+				continue
+			}
+			cell := none
+			if !lacks(f.name, s.version) {
+				ctx, cancel := context.WithTimeout(t.Context(), 8*time.Second)
+				cell = f.try(ctx, t, p)
+				cancel()
+			}
+			t.Logf("%s, server %s: %s", f.name, s.title, cell)
+			cells[f.name] += " " + cell + " |"
+		}
+	}
+	for _, f := range features {
+		if also(f) {
+			fmt.Fprintf(&row, "| %s |%s\n", f.name, cells[f.name])
+		}
+	}
+	fmt.Fprintf(&doc, alsoText, alsoClient, head.String(), strings.Repeat("---|", len(alsoServers)), row.String())
 	file := filepath.Join("..", "..", "..", "docs", "eras.md")
 	if *update {
 		write(t, file, doc.String())
@@ -648,11 +720,11 @@ func TestEraMatrix(t *testing.T) {
 // Without a gateway between, a client and a server of one era do all of it: a cell
 // that says no is not theirs.
 func TestEraServers(t *testing.T) {
-	for _, era := range serverEras {
-		e := newEraServer(t, era >= "2026")
+	for _, era := range append(slices.Clone(serverEras), "2025-06-18", "2025-03-26") {
+		e := eraServerOf(t, era)
 		p := meet(t, e.url, "none", era, era, "", e)
 		for _, f := range features {
-			if strings.Contains(f.name, "approval") || strings.Contains(f.name, "task") || strings.Contains(f.name, "-32042") || strings.Contains(f.name, "rounds") && !p.modernServer() {
+			if strings.Contains(f.name, "approval") || strings.Contains(f.name, "task") || strings.Contains(f.name, "-32042") || strings.Contains(f.name, "rounds") && !p.modernServer() || lacks(f.name, era) {
 				continue
 			}
 			ctx, cancel := context.WithTimeout(t.Context(), 8*time.Second)
@@ -681,6 +753,15 @@ func differ(old, now string) string {
 	return b.String()
 }
 
+const alsoText = `
+## Before older servers, and over other transports
+
+A client of %s, before servers that negotiate no other revision than the one named and have what it has, and before programs (stdio). What the other tables have and this one has not is between the gateway and its client, whatever the server, or of the two newest revisions.
+
+| | server of%s
+|---|%s
+%s`
+
 const erasText = `# Eras: which client can do what with which server
 
 MCP has revisions that differ in more than their numbers: up to 2025-11-25 there are sessions, and a server asks its client by requests of its own; since 2026-07-28 each request stands alone, and a server asks by an answer that says what it needs (MRTR). A client of any of them speaks to the gateway at the same address, and a server is spoken to in its own. This page is written by a test (` + "`go test ./cmd/toolbroker/e2e -run TestEraMatrix -update`" + `), which fails where it is not so any more; the clients in it are the Go SDK's, and declare all that they can do: elicitation, sampling and roots.
@@ -688,7 +769,7 @@ MCP has revisions that differ in more than their numbers: up to 2025-11-25 there
 What stands between two eras:
 
 - A server of 2026-07-28 that asks something of an older client: the gateway asks the client in the client's way, and calls the server again with the answer, ten times at most.
-- A server of an older revision that asks something of a client of 2026-07-28: it cannot. It would have to wait for an answer within a request that is over for the client; so such a server is told that this client can be asked nothing, and the cell shows what it makes of that.
+- A server of an older revision that asks something of a client of 2026-07-28: it cannot. It would have to wait for an answer within a request that is over for the client; so such a server is told that this client can be asked nothing, and the cell shows what it makes of that. Tools that it has only for clients that can be asked such a client does not see; a call of one is refused in words that say so ([servers.md](servers.md)).
 - A server of an older revision also says things when it works on no call: log messages, and that it wants to see the client's roots. They reach an older client's session. A client of 2026-07-28 has none, so they are nobody's.
 - A server of 2025-11-25 that wants pages to be opened before a call is made again (its error -32042): a client of 2026-07-28 with URL elicitation is asked to open them, in a round; when it says that they are open, the same call is made again, and what it answered stays here. One that comes back too early waits up to 5 s each time, and is sent six times at most. That a page is complete (` + "`notifications/elicitation/complete`" + `) such a client is not told.
 - The tasks extension is of 2026-07-28. An older client is answered plainly, or told by the server that it needs it.

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -24,16 +25,76 @@ type eraServer struct {
 	url     string
 	stopped chan struct{} // one for each call of "hang" that the server heard to be cancelled
 	state   sync.Map      // of each of its sessions: what it was told to keep, and the last of its client's roots
+	over    chan struct{} // closed at its end
 }
 
+// newEraServer is one of 2026-07-28, or one of before that can be talked down.
 func newEraServer(t *testing.T, modern bool) *eraServer {
 	t.Helper()
-	e := &eraServer{stopped: make(chan struct{}, 16)}
-	over := make(chan struct{})
-	versions := []string{"2025-11-25", "2025-06-18", "2025-03-26"}
 	if modern {
-		versions = []string{"2026-07-28"}
+		return eraServerOf(t, "2026-07-28")
 	}
+	return eraServerOf(t, "2025-11-25", "2025-06-18", "2025-03-26")
+}
+
+// The revision of each feature that was not there from the beginning; what a server's
+// revision has not, it has not.
+var since = map[string]string{
+	"structured output": "2025-06-18", "elicitation, by form": "2025-06-18",
+	"elicitation, by URL": "2025-11-25", "a page first, by the server's error (-32042)": "2025-11-25",
+}
+
+func lacks(feature, server string) bool { return server < since[feature] }
+
+// eraServerOf serves over HTTP, the revision of HTTP+SSE by that.
+func eraServerOf(t *testing.T, versions ...string) *eraServer {
+	t.Helper()
+	e := &eraServer{stopped: make(chan struct{}, 16), over: make(chan struct{})}
+	s, over := e.server(versions...), e.over
+	var serve http.Handler = sdk.NewStreamableHTTPHandler(func(*http.Request) *sdk.Server { return s }, &sdk.StreamableHTTPOptions{Stateless: versions[0] >= "2026"})
+	if versions[0] == sseRevision {
+		serve = sdk.NewSSEHandler(func(*http.Request) *sdk.Server { return s }, nil)
+	}
+	h := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		// In 2026-07-28 a request is cancelled by hanging up, which the SDK's tools are
+		// not told of: so it is heard here.
+		if r.Header.Get("Mcp-Name") == "hang" {
+			defer context.AfterFunc(r.Context(), func() {
+				select {
+				case <-over:
+				default:
+					e.stopped <- struct{}{}
+				}
+			})()
+		}
+		serve.ServeHTTP(w, r)
+	}))
+	t.Cleanup(func() { close(over); h.CloseClientConnections(); h.Close() })
+	e.url = h.URL
+	return e
+}
+
+const (
+	sseRevision = "2024-11-05"
+	asEraServer = "TOOLBROKER_E2E_AS_ERA_SERVER" // its revision
+)
+
+// TestAsEraServer is one over stdio.
+func TestAsEraServer(t *testing.T) {
+	version := os.Getenv(asEraServer)
+	if version == "" {
+		t.Skip("it is a gateway that runs this")
+	}
+	e := &eraServer{stopped: make(chan struct{}, 16), over: make(chan struct{})}
+	if err := e.server(version).Run(t.Context(), &sdk.StdioTransport{}); err != nil {
+		t.Log(err)
+	}
+}
+
+// server is what it serves.
+func (e *eraServer) server(versions ...string) *sdk.Server {
+	version, over := versions[0], e.over
+	modern := version >= "2026"
 	s := sdk.NewServer(&sdk.Implementation{Name: "eras", Version: "1"}, &sdk.ServerOptions{
 		SupportedProtocolVersions: versions,
 		CompletionHandler: func(_ context.Context, r *sdk.CompleteRequest) (*sdk.CompleteResult, error) {
@@ -62,10 +123,12 @@ func newEraServer(t *testing.T, modern bool) *eraServer {
 	})
 	s.AddTool(&sdk.Tool{Name: "guarded", InputSchema: json.RawMessage(`{"type":"object","properties":{"for":{"type":"string"}}}`)},
 		func(context.Context, *sdk.CallToolRequest) (*sdk.CallToolResult, error) { return say("done"), nil })
-	s.AddTool(&sdk.Tool{Name: "count", InputSchema: json.RawMessage(`{"type":"object"}`), OutputSchema: json.RawMessage(`{"type":"object","properties":{"n":{"type":"integer"}},"required":["n"]}`)},
-		func(context.Context, *sdk.CallToolRequest) (*sdk.CallToolResult, error) {
-			return &sdk.CallToolResult{Content: []sdk.Content{&sdk.TextContent{Text: `{"n":3}`}}, StructuredContent: json.RawMessage(`{"n":3}`)}, nil
-		})
+	if !lacks("structured output", version) {
+		s.AddTool(&sdk.Tool{Name: "count", InputSchema: json.RawMessage(`{"type":"object"}`), OutputSchema: json.RawMessage(`{"type":"object","properties":{"n":{"type":"integer"}},"required":["n"]}`)},
+			func(context.Context, *sdk.CallToolRequest) (*sdk.CallToolResult, error) {
+				return &sdk.CallToolResult{Content: []sdk.Content{&sdk.TextContent{Text: `{"n":3}`}}, StructuredContent: json.RawMessage(`{"n":3}`)}, nil
+			})
+	}
 	tool("progress", func(ctx context.Context, r *sdk.CallToolRequest) (*sdk.CallToolResult, error) {
 		for i := range 3 {
 			r.Session.NotifyProgress(ctx, &sdk.ProgressNotificationParams{ProgressToken: r.Params.GetProgressToken(), Progress: float64(i + 1), Total: 3})
@@ -85,15 +148,16 @@ func newEraServer(t *testing.T, modern bool) *eraServer {
 		e.state.Store(r.Session.ID()+" kept", "kept")
 		return say("done"), nil
 	})
-	for _, what := range []string{"kept", "root"} {
+	for _, what := range []string{"kept", "root", "stopped"} {
 		tool(what, func(_ context.Context, r *sdk.CallToolRequest) (*sdk.CallToolResult, error) {
 			v, _ := e.state.Load(r.Session.ID() + " " + what)
 			return say("%v", v), nil
 		})
 	}
-	tool("hang", func(ctx context.Context, _ *sdk.CallToolRequest) (*sdk.CallToolResult, error) {
+	tool("hang", func(ctx context.Context, r *sdk.CallToolRequest) (*sdk.CallToolResult, error) {
 		select {
 		case <-ctx.Done():
+			e.state.Store(r.Session.ID()+" stopped", "stopped")
 			e.stopped <- struct{}{}
 			return nil, ctx.Err()
 		case <-over:
@@ -187,7 +251,7 @@ func newEraServer(t *testing.T, modern bool) *eraServer {
 	}
 	// Before 2026-07-28 a server could also say by an error that a page has to be opened
 	// first, here once for equal arguments.
-	if !modern {
+	if !modern && version >= "2025-11-25" {
 		var opened sync.Map
 		tool("page", func(_ context.Context, r *sdk.CallToolRequest) (*sdk.CallToolResult, error) {
 			if _, done := opened.LoadOrStore(string(r.Params.Arguments), true); !done {
@@ -209,24 +273,7 @@ func newEraServer(t *testing.T, modern bool) *eraServer {
 		}
 		return &sdk.GetPromptResult{Messages: []*sdk.PromptMessage{{Role: "user", Content: &sdk.TextContent{Text: r.Params.RequestState + " " + answered(r.Params.InputResponses["second"])}}}}, nil
 	})
-	serve := sdk.NewStreamableHTTPHandler(func(*http.Request) *sdk.Server { return s }, &sdk.StreamableHTTPOptions{Stateless: modern})
-	h := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		// In 2026-07-28 a request is cancelled by hanging up, which the SDK's tools are
-		// not told of: so it is heard here.
-		if r.Header.Get("Mcp-Name") == "hang" {
-			defer context.AfterFunc(r.Context(), func() {
-				select {
-				case <-over:
-				default:
-					e.stopped <- struct{}{}
-				}
-			})()
-		}
-		serve.ServeHTTP(w, r)
-	}))
-	t.Cleanup(func() { close(over); h.CloseClientConnections(); h.Close() })
-	e.url = h.URL
-	return e
+	return s
 }
 
 // newTaskServer is one of 2025-11-25, by mcp-go, with a tool that it runs as a task

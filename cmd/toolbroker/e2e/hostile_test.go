@@ -94,6 +94,7 @@ func hang(d *deed) { <-d.r.Context().Done() }
 
 const (
 	unusable = "DOWNSTREAM: the tool's server gave an answer that could not be used; the call may have run; check before you repeat it"
+	tooMuch  = "DOWNSTREAM: the tool's server answered with more than is passed on (max_response in the gateway's config); the call may have run; check before you repeat it, and ask for less at once"
 	tooLate  = "DOWNSTREAM: the tool's server did not answer in time; the call may have run; check before you repeat it"
 	broke    = "DOWNSTREAM: the connection to the tool's server broke; the call may have run; check before you repeat it"
 	unsent   = "DOWNSTREAM: the tool's server cannot be reached; nothing was done; try again later"
@@ -109,24 +110,24 @@ var villains = map[string]villain{
 	"drips-body": {says: tooLate, call: func(d *deed) {
 		d.drips("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n" + fmt.Sprintf(`{"jsonrpc":"2.0","id":%s,"result":{"content":[],"x":"a`, d.id))
 	}},
-	"pours": {says: unusable, call: func(d *deed) {
+	"pours": {says: tooMuch, call: func(d *deed) {
 		d.w.Header().Set("Content-Type", "application/json")
 		d.pours(fmt.Sprintf(`{"jsonrpc":"2.0","id":%s,"result":{"content":[],"x":"`, d.id), "x")
 	}},
-	"pours-announced": {says: unusable, call: func(d *deed) {
+	"pours-announced": {says: tooMuch, call: func(d *deed) {
 		d.w.Header().Set("Content-Type", "application/json")
 		d.w.Header().Set("Content-Length", "104857600")
 		d.pours("{", " ")
 	}},
-	"pours-an-event": {says: unusable, call: func(d *deed) {
+	"pours-an-event": {says: tooMuch, call: func(d *deed) {
 		d.w.Header().Set("Content-Type", "text/event-stream")
 		d.pours(fmt.Sprintf(`data: {"jsonrpc":"2.0","id":%s,"result":{"content":[],"x":"`, d.id), "x")
 	}},
-	"floods": {says: unusable, call: func(d *deed) {
+	"floods": {says: tooMuch, call: func(d *deed) {
 		d.w.Header().Set("Content-Type", "text/event-stream")
 		d.pours("", "data: {\"jsonrpc\":\"2.0\",\"method\":\"notifications/message\",\"params\":{\"level\":\"error\",\"data\":\"look here\"}}\n\n")
 	}},
-	"reports": {says: unusable, call: func(d *deed) {
+	"reports": {says: tooMuch, call: func(d *deed) {
 		d.w.Header().Set("Content-Type", "text/event-stream")
 		d.pours("", "data: {\"jsonrpc\":\"2.0\",\"method\":\"notifications/tools/list_changed\"}\n\n")
 	}},
