@@ -166,24 +166,32 @@ func readable(r *Result) error {
 // Failed reports whether the tool says of itself that it failed, or says nothing
 // that can be read.
 func (r Result) Failed() bool {
-	if r.Error != nil {
-		return true
-	}
-	if r.failed == nil { // it came another way than from its server just now
+	says := r.failed
+	if r.Error == nil && says == notLooked { // it came another way than from its server just now
 		begins, err := topAlike(r.Raw, resultNames)
-		return err != nil || *saysFailed(begins)
+		if err != nil {
+			return true
+		}
+		says = saysFailed(begins)
 	}
-	return *r.failed
+	return r.Error != nil || says == itFailed
 }
 
-var yes, no = true, false
+// A failure is what a tool says of itself.
+type failure uint8
 
-func saysFailed(begins map[string]byte) *bool {
+const (
+	notLooked failure = iota
+	itDid
+	itFailed
+)
+
+func saysFailed(begins map[string]byte) failure {
 	switch begins["isError"] {
 	case 0, 'f', 'n': // nobody reads null as true
-		return &no
+		return itDid
 	}
-	return &yes
+	return itFailed
 }
 
 // topAlike is alike for the members of an object alone, and says with which byte
@@ -198,7 +206,7 @@ func topAlike(raw json.RawMessage, known names) (begins map[string]byte, err err
 	for i := 0; i < len(raw); i++ {
 		switch raw[i] {
 		case '"':
-			end := stringEnd(raw, i+1)
+			end := StringEnd(raw, i+1)
 			if end >= len(raw) {
 				return nil, errTwoWays
 			}
@@ -229,9 +237,9 @@ func topAlike(raw json.RawMessage, known names) (begins map[string]byte, err err
 	return begins, nil
 }
 
-// stringEnd is where the quote stands that ends the string that has begun before i,
-// or the end of raw.
-func stringEnd(raw []byte, i int) int {
+// StringEnd is where the quote stands that ends the JSON string that has begun before
+// i, or the end of raw.
+func StringEnd(raw []byte, i int) int {
 	for begin := i; ; i++ {
 		quote := bytes.IndexByte(raw[i:], '"')
 		if quote < 0 {

@@ -474,7 +474,7 @@ type Result struct {
 
 	Handle *Handle // what to come back for, where Type is ResultTask and the gateway says it; a server's own is in Raw
 
-	failed *bool // the tool says so of itself; nil: nobody has looked
+	failed failure
 }
 
 // A Forward is a decided call on its way downstream. The envelope is built from

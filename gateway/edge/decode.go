@@ -10,6 +10,8 @@ import (
 
 	"github.com/go-json-experiment/json/jsontext"
 	"github.com/mark3labs/mcp-go/mcp"
+
+	"toolbroker/gateway"
 )
 
 // A message is one JSON-RPC message after the one strict reading of it. Its
@@ -433,7 +435,7 @@ func tooMuch(raw []byte) (why string) {
 	for i := 0; i < len(raw); i++ {
 		switch raw[i] {
 		case '"':
-			i = stringEnd(raw, i+1)
+			i = gateway.StringEnd(raw, i+1)
 		case '{', '[':
 			if i+1 < len(raw) && raw[i+1] != raw[i]+2 {
 				values++ // the first in it
@@ -451,23 +453,4 @@ func tooMuch(raw []byte) (why string) {
 		return manyValues
 	}
 	return ""
-}
-
-// stringEnd is where the quote stands that ends the string that has begun
-// before i, or the end of raw.
-func stringEnd(raw []byte, i int) int {
-	for begin := i; ; i++ {
-		quote := bytes.IndexByte(raw[i:], '"')
-		if quote < 0 {
-			return len(raw)
-		}
-		i += quote
-		slashes := 0
-		for i-slashes > begin && raw[i-slashes-1] == '\\' {
-			slashes++
-		}
-		if slashes%2 == 0 {
-			return i
-		}
-	}
 }

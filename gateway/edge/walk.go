@@ -5,6 +5,8 @@ import (
 	"errors"
 
 	"github.com/go-json-experiment/json/jsontext"
+
+	"toolbroker/gateway"
 )
 
 // A walker goes through JSON that was read strictly before, by its brackets and
@@ -44,7 +46,7 @@ func (w *walker) string() ([]byte, error) {
 	if w.next() != '"' {
 		return nil, errWalk
 	}
-	start, end := w.i, stringEnd(w.raw, w.i+1)
+	start, end := w.i, gateway.StringEnd(w.raw, w.i+1)
 	if end >= len(w.raw) {
 		return nil, errWalk
 	}
@@ -77,7 +79,7 @@ func (w *walker) value() (jsontext.Value, error) {
 		for depth := 0; w.i < len(w.raw); w.i++ {
 			switch w.raw[w.i] {
 			case '"':
-				w.i = stringEnd(w.raw, w.i+1)
+				w.i = gateway.StringEnd(w.raw, w.i+1)
 			case '{', '[':
 				depth++
 			case '}', ']':
